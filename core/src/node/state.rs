@@ -1,0 +1,122 @@
+//! What a node's kernel must hold. Compared with what it does hold by `spillway-dataplane`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::nft::Ruleset;
+
+/// Everything of ours in one node's kernel. Equal values need no write.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct DesiredState {
+    /// The tunnel device; absent where the node has nobody to talk to, or after a teardown.
+    pub tunnel: Option<TunnelDevice>,
+    /// Static forwarding entries of the tunnel device: which underlay address a MAC is behind.
+    pub forwarding: BTreeSet<ForwardingEntry>,
+    /// Permanent neighbours on the tunnel device.
+    pub neighbours: BTreeSet<Neighbour>,
+    /// Routes, all with our protocol number.
+    pub routes: BTreeSet<Route>,
+    /// Policy rules, all with our protocol number.
+    pub rules: BTreeSet<Rule>,
+    /// Addresses that this node answers neighbour requests for without owning them (egress IPs it holds).
+    pub proxies: BTreeSet<ProxyNeighbour>,
+    /// Kernel settings below /proc/sys, written with slashes: `net/ipv4/conf/spillway0/rp_filter` → `2`.
+    pub sysctls: BTreeMap<String, String>,
+    /// Our nftables table. Absent after a teardown.
+    pub ruleset: Option<Ruleset>,
+}
+
+/// A VXLAN device with the GBP extension, without learning.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct TunnelDevice {
+    /// Interface name.
+    pub name: String,
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP destination port.
+    pub port: u16,
+    /// MAC address, derived from the overlay address.
+    pub mac: [u8; 6],
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Underlay address the tunnel's packets leave with.
+    pub local: IpAddr,
+    /// Addresses on the device, host prefixes.
+    pub addresses: BTreeSet<IpNet>,
+}
+
+/// `bridge fdb add MAC dev TUNNEL dst UNDERLAY`.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct ForwardingEntry {
+    /// The peer's MAC on the tunnel device.
+    pub mac: [u8; 6],
+    /// The peer's underlay address.
+    pub remote: IpAddr,
+}
+
+/// `ip neigh add ADDRESS lladdr MAC dev TUNNEL nud permanent`.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Neighbour {
+    /// The peer's overlay address.
+    pub address: IpAddr,
+    /// The peer's MAC on the tunnel device.
+    pub mac: [u8; 6],
+}
+
+/// A route.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Route {
+    /// Table number; 254 is main.
+    pub table: u32,
+    /// Destination.
+    pub destination: IpNet,
+    /// Metric. IPv6 has no metric 0: the kernel stores 1024 for it.
+    pub metric: u32,
+    /// Where packets go.
+    pub target: RouteTarget,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum RouteTarget {
+    /// Through an interface, to a next hop that is on link, or directly.
+    Device {
+        /// Interface name.
+        device: String,
+        /// Next hop; `onlink`.
+        via: Option<IpAddr>,
+        /// Path MTU to record, 0 for the device's own.
+        mtu: u32,
+    },
+    /// `unreachable`: what a gateway's table holds below its default route, so that a lookup never falls
+    /// through to the main table.
+    Unreachable,
+}
+
+/// `ip rule add pref P fwmark M/MASK lookup TABLE`, in both families.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Rule {
+    /// True for the IPv6 rule.
+    pub ipv6: bool,
+    /// Preference; lower comes first.
+    pub priority: u32,
+    /// Mark.
+    pub mark: u32,
+    /// Which bits of the mark count.
+    pub mask: u32,
+    /// Table to look up.
+    pub table: u32,
+}
+
+/// `ip neigh add proxy ADDRESS dev DEVICE`; a new one is announced with gratuitous ARP or an unsolicited
+/// neighbour advertisement.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct ProxyNeighbour {
+    /// The egress IP.
+    pub address: IpAddr,
+    /// The interface on which it is answered.
+    pub device: String,
+}

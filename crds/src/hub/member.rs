@@ -1,0 +1,151 @@
+//! `Member`: a joined cluster, as the hub knows it.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::address::{AddressPair, PrefixPair};
+use crate::condition::Condition;
+
+/// A cluster that joined the federation. Created by the hub when `spillway join` succeeds; its labels
+/// are what policies select members by.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "spillway.io",
+    version = "v1alpha1",
+    kind = "Member",
+    derive = "PartialEq",
+    derive = "Default",
+    status = "MemberStatus",
+    shortname = "mbr",
+    category = "spillway",
+    doc = "A cluster that joined the federation.",
+    validation = Rule::new("size(self.metadata.name) <= 63").message("a member's name has at most 63 characters"),
+    printcolumn(name = "ID", type_ = "integer", json_path = ".status.memberId"),
+    printcolumn(name = "Connected", type_ = "string", json_path = ".status.conditions[?(@.type=='Connected')].status"),
+    printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type=='Programmed')].status"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodeCount"),
+    printcolumn(name = "Partition", type_ = "string", json_path = ".spec.partition", priority = "1"),
+    printcolumn(name = "Overlay", type_ = "string", json_path = ".status.overlay.ipv4", priority = "1"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion", priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberSpec {
+    /// The network whose nodes reach each other directly. Members of different partitions meet only
+    /// at published endpoints.
+    #[serde(default = "default_partition")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub partition: String,
+}
+
+fn default_partition() -> String {
+    "default".into()
+}
+
+/// What the hub allocated to a member and what the member reported.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberStatus {
+    /// Number of the member in the federation, 1 to 4095. Recorded once, never reused while the member exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4095))]
+    pub member_id: Option<u16>,
+    /// Prefixes of the overlay range that the member hands out to its nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<PrefixPair>,
+    /// Version of the member agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub agent_version: Option<String>,
+    /// Hub replica that holds the member's stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub connected_to: Option<String>,
+    /// Serial number (hex) of the certificate the member last used, for revocation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub certificate_serial: Option<String>,
+    /// Number of nodes, for the printer column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_count: Option<u32>,
+    /// The member's nodes as it last reported them, sorted by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub nodes: Vec<MemberNode>,
+    /// Digests of the member's plan on its way.
+    #[serde(default)]
+    pub plan: PlanProgress,
+    /// `Connected`, `Accepted`, `Programmed`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+}
+
+/// How far the member's plan has come.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanProgress {
+    /// Digest of the plan the member last acknowledged (persisted in its cluster).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub acknowledged: Option<String>,
+    /// Digest of the plan that every node of the member has in its kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub programmed: Option<String>,
+    /// Why the member refused the newest plan, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Refusal>,
+}
+
+/// A plan that a member refused; its previous plan stays active.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// Digest of the refused plan.
+    #[schemars(length(max = 64))]
+    pub digest: String,
+    /// The resource at fault (`kind/name`), empty where it is the plan as a whole.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub resource: String,
+    /// What to do about it.
+    #[schemars(length(max = 1024))]
+    pub reason: String,
+}
+
+/// One node of a member.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberNode {
+    /// Kubernetes node name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Kubernetes node labels, for gateways' selectors.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 256))]
+    pub labels: BTreeMap<String, String>,
+    /// Overlay addresses, unique in the federation.
+    #[serde(default)]
+    pub overlay: AddressPair,
+    /// Addresses at which the node's partition reaches it.
+    #[serde(default)]
+    pub underlay: AddressPair,
+    /// The node is Ready, not cordoned for egress, and its agent runs.
+    #[serde(default)]
+    pub ready: bool,
+    /// Digest of the plan in the node's kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub programmed: Option<String>,
+    /// What keeps the node from programming the plan; empty where nothing does.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}

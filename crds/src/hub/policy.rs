@@ -1,0 +1,205 @@
+//! `FederatedEgressPolicy` and `FederatedClusterEgressPolicy`: who, to where, through which gateways,
+//! with which egress IP.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::address::AddressPair;
+use crate::condition::Condition;
+use crate::selector::LabelSelector;
+
+/// Pods of one namespace, in every selected member, to some destinations, leave through a gateway
+/// with a fixed egress IP. The policy's namespace is the pods' namespace.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "spillway.io",
+    version = "v1alpha1",
+    kind = "FederatedEgressPolicy",
+    plural = "federatedegresspolicies",
+    namespaced,
+    derive = "PartialEq",
+    derive = "Default",
+    status = "PolicyStatus",
+    shortname = "fep",
+    category = "spillway",
+    doc = "Pods of this namespace, in every selected member, leave through a gateway with a fixed egress IP.",
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Accepted')].status"
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Programmed')].status"
+    ),
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.egress[0].gateway"),
+    printcolumn(
+        name = "Egress-IP",
+        type_ = "string",
+        json_path = ".status.egress[0].egressIP.ipv4"
+    ),
+    printcolumn(name = "Members", type_ = "string", json_path = ".status.members"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Accepted')].reason",
+        priority = "1"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct FederatedEgressPolicySpec {
+    /// Members whose pods the policy concerns, by the labels of the `Member` objects; empty selects all.
+    #[serde(default)]
+    pub members: LabelSelector,
+    /// Pods by label; empty selects every pod of the namespace.
+    #[serde(default)]
+    pub pods: LabelSelector,
+    /// Destinations.
+    #[serde(default)]
+    pub to: Destinations,
+    /// Gateways in order of preference: the first that has a ready node carries the traffic.
+    #[schemars(length(min = 1, max = 8))]
+    pub through: Vec<Through>,
+    /// What happens to the pods' packets while no gateway of `through` is available.
+    #[serde(default)]
+    pub on_unavailable: OnUnavailable,
+}
+
+/// Pods of selected namespaces, in every selected member, to some destinations, leave through a
+/// gateway with a fixed egress IP.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "spillway.io",
+    version = "v1alpha1",
+    kind = "FederatedClusterEgressPolicy",
+    plural = "federatedclusteregresspolicies",
+    derive = "PartialEq",
+    derive = "Default",
+    status = "PolicyStatus",
+    shortname = "fcep",
+    category = "spillway",
+    doc = "Pods of the selected namespaces, in every selected member, leave through a gateway with a fixed egress IP.",
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Accepted')].status"
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Programmed')].status"
+    ),
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.egress[0].gateway"),
+    printcolumn(
+        name = "Egress-IP",
+        type_ = "string",
+        json_path = ".status.egress[0].egressIP.ipv4"
+    ),
+    printcolumn(name = "Members", type_ = "string", json_path = ".status.members"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Accepted')].reason",
+        priority = "1"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct FederatedClusterEgressPolicySpec {
+    /// Members whose pods the policy concerns, by the labels of the `Member` objects; empty selects all.
+    #[serde(default)]
+    pub members: LabelSelector,
+    /// Namespaces by label; empty selects all.
+    #[serde(default)]
+    pub namespaces: LabelSelector,
+    /// Pods by label; empty selects every pod of the selected namespaces.
+    #[serde(default)]
+    pub pods: LabelSelector,
+    /// Destinations.
+    #[serde(default)]
+    pub to: Destinations,
+    /// Gateways in order of preference: the first that has a ready node carries the traffic.
+    #[schemars(length(min = 1, max = 8))]
+    pub through: Vec<Through>,
+    /// What happens to the pods' packets while no gateway of `through` is available.
+    #[serde(default)]
+    pub on_unavailable: OnUnavailable,
+}
+
+/// Destinations of a policy. Ranges of the pods' own cluster are never among them.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.cidrs) || self.cidrs.all(c, isCIDR(c))").message("each entry of to.cidrs is a CIDR such as 198.51.100.0/24; a single address is written with /32 or /128"),
+    validation = Rule::new("!has(self.cidrs) || self.cidrs.all(c, !isCIDR(c) || cidr(c).masked() == cidr(c))").message("an entry of to.cidrs has host bits set; write the network's address, such as 198.51.100.0/24"),
+    validation = Rule::new("!has(self.except) || self.except.all(c, isCIDR(c))").message("each entry of to.except is a CIDR such as 198.51.100.9/32"),
+    validation = Rule::new("!has(self.except) || self.except.all(c, !isCIDR(c) || cidr(c).masked() == cidr(c))").message("an entry of to.except has host bits set; write the network's address, such as 198.51.100.8/30")
+)]
+pub struct Destinations {
+    /// Destination ranges; empty is everything outside the clusters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 49)))]
+    pub cidrs: Vec<String>,
+    /// Ranges within `cidrs` that the policy leaves alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 49)))]
+    pub except: Vec<String>,
+}
+
+/// One gateway that a policy may use.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Through {
+    /// Name of the `EgressGateway`.
+    #[schemars(length(min = 1, max = 63))]
+    pub gateway: String,
+    /// Addresses from the gateway's pool to leave with. A family that is left out gets the pool's
+    /// first address of that family.
+    #[serde(default, rename = "egressIP", skip_serializing_if = "Option::is_none")]
+    pub egress_ip: Option<AddressPair>,
+}
+
+/// What happens while no gateway of a policy is available.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum OnUnavailable {
+    /// Packets are dropped: nothing leaves from another address.
+    #[default]
+    Block,
+    /// Packets leave as they would without the policy, with the node's address.
+    NodeIP,
+}
+
+/// What the hub made of a policy.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// The resolved `through` list, in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub egress: Vec<ResolvedEgress>,
+    /// `programmed/selected` members, for the printer column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub members: Option<String>,
+    /// `Accepted`, `Programmed`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+}
+
+/// One entry of a policy's `through` list after resolution.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedEgress {
+    /// Name of the gateway.
+    #[schemars(length(max = 63))]
+    pub gateway: String,
+    /// The identity on the wire.
+    pub identity: u16,
+    /// The egress IPs.
+    #[serde(default, rename = "egressIP")]
+    pub egress_ip: AddressPair,
+}

@@ -1,0 +1,70 @@
+//! `EgressNode`: one node of this cluster, as the egress data path sees it.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::address::AddressPair;
+use crate::condition::Condition;
+
+/// One node of this cluster. Named like the Kubernetes node. The member agent writes `spec`, the
+/// node's own agent writes `status`.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "member.spillway.io",
+    version = "v1alpha1",
+    kind = "EgressNode",
+    derive = "PartialEq",
+    status = "EgressNodeStatus",
+    shortname = "egn",
+    category = "spillway-member",
+    doc = "One node of this cluster, as the egress data path sees it.",
+    printcolumn(name = "Overlay", type_ = "string", json_path = ".spec.overlay.ipv4"),
+    printcolumn(name = "Underlay", type_ = "string", json_path = ".spec.underlay.ipv4"),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Programmed')].status"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Programmed')].message",
+        priority = "1"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressNodeSpec {
+    /// Overlay addresses, allocated once and kept while the node exists.
+    #[serde(default)]
+    pub overlay: AddressPair,
+    /// The node's internal addresses.
+    #[serde(default)]
+    pub underlay: AddressPair,
+}
+
+/// What the node's agent has done.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressNodeStatus {
+    /// Digest of the plan in the kernel. Empty after a teardown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub programmed: Option<String>,
+    /// How the node programs its data path: `nftables`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub backend: Option<String>,
+    /// Version of the node agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub agent_version: Option<String>,
+    /// The agent took everything of ours out of this node's kernel, as `EgressPlan.spec.teardown` asked.
+    #[serde(default)]
+    pub torn_down: bool,
+    /// `Programmed`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+}

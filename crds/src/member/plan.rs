@@ -1,0 +1,263 @@
+//! The plan as objects: one head, and one object a resource.
+//!
+//! API servers have no transactions over several objects. The head carries the digest over all
+//! resources, so a node applies the objects it sees only when they add up to that digest.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::address::{AddressPair, PrefixPair};
+use crate::hub::{Destinations, OnUnavailable};
+use crate::selector::LabelSelector;
+
+/// The plan's head. Named `current`; absent until the hub's first plan was accepted.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "member.spillway.io",
+    version = "v1alpha1",
+    kind = "EgressPlan",
+    derive = "PartialEq",
+    status = "EgressPlanStatus",
+    category = "spillway-member",
+    doc = "Head of the plan that this member realises.",
+    validation = Rule::new("self.metadata.name == 'current'").message("there is one EgressPlan, named current"),
+    printcolumn(name = "Digest", type_ = "string", json_path = ".spec.digest"),
+    printcolumn(name = "Programmed", type_ = "string", json_path = ".status.nodes"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressPlanSpec {
+    /// Digest over all resources of the plan (64 hex digits). Nodes apply only a set that adds up to it.
+    #[schemars(length(max = 64))]
+    pub digest: String,
+    /// Hub that made the plan.
+    #[schemars(length(max = 64))]
+    pub hub_id: String,
+    /// Epoch of that hub; a lower one is never applied over a higher.
+    pub epoch: u64,
+    /// Set by `spillway leave`: every node removes all it has programmed and says so.
+    #[serde(default)]
+    pub teardown: bool,
+}
+
+/// How far the plan has come in this cluster.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressPlanStatus {
+    /// `programmed/all` nodes, for the printer column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub nodes: Option<String>,
+}
+
+/// The member's own place in the federation, from the hub. Part of the plan and so of its digest.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "member.spillway.io",
+    version = "v1alpha1",
+    kind = "PlannedMember",
+    derive = "PartialEq",
+    category = "spillway-member",
+    doc = "This member's own place in the federation."
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedMemberSpec {
+    /// Name of this member.
+    #[schemars(length(min = 1, max = 63))]
+    pub member: String,
+    /// Its number.
+    #[schemars(range(min = 1, max = 4095))]
+    pub member_id: u16,
+    /// Prefixes out of which the member agent gives each node its overlay address.
+    pub overlay: PrefixPair,
+    /// The federation's whole overlay range; nothing in it ever leaves a cluster.
+    pub overlay_range: PrefixPair,
+    /// The partition the member is in.
+    #[schemars(length(max = 63))]
+    pub partition: String,
+    /// Tunnel parameters, equal in the whole federation.
+    pub tunnel: Tunnel,
+}
+
+/// Parameters of the VXLAN tunnel.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tunnel {
+    /// VXLAN network identifier, 24 bits.
+    #[schemars(range(min = 1, max = 16_777_215))]
+    pub vni: u32,
+    /// UDP port, clear of the CNI's own VXLAN (4789, 8472).
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            vni: 5_711,
+            port: 4_799,
+        }
+    }
+}
+
+/// One policy as this member must realise it.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "member.spillway.io",
+    version = "v1alpha1",
+    kind = "PlannedPolicy",
+    plural = "plannedpolicies",
+    derive = "PartialEq",
+    category = "spillway-member",
+    doc = "One policy as this member must realise it.",
+    printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.source.namespace"),
+    printcolumn(name = "Policy", type_ = "string", json_path = ".spec.source.name"),
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".spec.through[0].gateway"),
+    printcolumn(name = "Identity", type_ = "integer", json_path = ".spec.through[0].identity")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedPolicySpec {
+    /// The hub's object that this comes from.
+    pub source: PolicyRef,
+    /// When that object was created, in seconds since 1970: of two policies equal in all else the older wins.
+    pub created: i64,
+    /// Selects namespaces by label. Absent for a namespaced policy, whose namespace is `source.namespace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<LabelSelector>,
+    /// Selects pods by label.
+    #[serde(default)]
+    pub pods: LabelSelector,
+    /// Destinations, validated by the hub.
+    #[serde(default)]
+    pub to: Destinations,
+    /// Egress identities in order of preference. Empty where no gateway of the policy exists any more:
+    /// `on_unavailable` then rules.
+    #[serde(default)]
+    #[schemars(length(max = 8))]
+    pub through: Vec<PlannedThrough>,
+    /// What to do while no gateway is available.
+    #[serde(default)]
+    pub on_unavailable: OnUnavailable,
+}
+
+/// Names a policy on the hub.
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRef {
+    /// Namespace; absent for a `FederatedClusterEgressPolicy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub namespace: Option<String>,
+    /// Name.
+    #[schemars(length(max = 253))]
+    pub name: String,
+}
+
+/// One entry of a policy's `through` list, resolved to an identity.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedThrough {
+    /// Name of the gateway; its `PlannedGateway` is in the same plan.
+    #[schemars(length(max = 63))]
+    pub gateway: String,
+    /// The identity.
+    #[schemars(range(min = 1, max = 65535))]
+    pub identity: u16,
+}
+
+/// One gateway that this member uses or hosts.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "member.spillway.io",
+    version = "v1alpha1",
+    kind = "PlannedGateway",
+    derive = "PartialEq",
+    category = "spillway-member",
+    doc = "One gateway that this member uses or hosts.",
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".spec.gateway"),
+    printcolumn(name = "Holder", type_ = "string", json_path = ".spec.nodes[0].node")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedGatewaySpec {
+    /// Name of the gateway.
+    #[schemars(length(min = 1, max = 63))]
+    pub gateway: String,
+    /// The gateway's nodes that are ready, best first: the first one carries the traffic. Empty where
+    /// none is ready.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub nodes: Vec<NodeRef>,
+    /// Identities of the gateway: those this member's policies use, and all of them where it hosts one
+    /// of the gateway's nodes.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub identities: Vec<PlannedIdentity>,
+}
+
+/// Names a node in the federation.
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeRef {
+    /// Name of the member.
+    #[schemars(length(max = 63))]
+    pub member: String,
+    /// Kubernetes node name.
+    #[schemars(length(max = 253))]
+    pub node: String,
+}
+
+/// One identity: what it stands for and who may use it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedIdentity {
+    /// The number in the tunnel header.
+    #[schemars(range(min = 1, max = 65535))]
+    pub id: u16,
+    /// The egress IPs.
+    #[serde(rename = "egressIP")]
+    pub egress_ip: AddressPair,
+    /// Members whose nodes may use the identity, as overlay prefixes. Filled in only for a member that
+    /// hosts the gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4095))]
+    pub granted: Vec<PrefixPair>,
+}
+
+/// Another member's nodes that nodes of this member exchange tunnel packets with.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "member.spillway.io",
+    version = "v1alpha1",
+    kind = "PlannedPeer",
+    derive = "PartialEq",
+    category = "spillway-member",
+    doc = "Another member's nodes at the far end of this member's tunnels.",
+    printcolumn(name = "Member", type_ = "string", json_path = ".spec.member")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedPeerSpec {
+    /// Name of the other member.
+    #[schemars(length(min = 1, max = 63))]
+    pub member: String,
+    /// Its partition.
+    #[schemars(length(max = 63))]
+    pub partition: String,
+    /// Its nodes that matter here, sorted by name.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub nodes: Vec<PeerNode>,
+}
+
+/// A node at a tunnel's far end.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerNode {
+    /// Kubernetes node name.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Overlay addresses.
+    pub overlay: AddressPair,
+    /// Addresses that the tunnel's packets are sent to.
+    pub underlay: AddressPair,
+}
