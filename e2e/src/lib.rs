@@ -1,0 +1,4 @@
+//! Real Kubernetes clusters on one machine, and the scenarios that run on them.
+
+pub mod image;
+pub mod provision;
