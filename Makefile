@@ -1,0 +1,76 @@
+# Spillway. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spillway
+export PATH := $(HOME)/.cargo/bin:$(CACHE)/tools/bin:/usr/local/go/bin:$(PATH)
+CARGO_DENY_VERSION := 0.20.2
+SCENARIO ?=
+# Namespaces, mounts and real kernels need root.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
+
+.PHONY: help
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: build ## Bring up a hub and two member clusters, join them, apply one policy, show who left with which address
+	$(AS_ROOT) target/debug/demo
+
+.PHONY: test
+test: check unit docs e2e ## Everything: format, clippy, deny, unit and property tests, docs, e2e on real clusters
+
+.PHONY: check
+check: tools ## Format, clippy, dependency rules, generated files
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo deny --log-level error check bans licenses sources
+
+.PHONY: unit
+unit: packages ## Unit and property tests; those of the data path run against this machine's kernel, in own namespaces
+	$(AS_ROOT) cargo test --workspace --exclude spillway-e2e
+	$(AS_ROOT) cargo test -p spillway-e2e --lib --bins
+
+.PHONY: docs
+docs: ## Build the API documentation; a broken link is an error
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+.PHONY: e2e
+e2e: build ## Scenarios on real clusters; SCENARIO=name or SCENARIO=group picks some
+	$(AS_ROOT) cargo test -p spillway-e2e --test scenarios -- $(SCENARIO)
+
+.PHONY: bench
+bench: build ## Measure convergence and throughput; prints a table and writes target/bench.json
+	$(AS_ROOT) target/debug/spillway-bench
+
+.PHONY: build
+build: packages ## Build all programs
+	cargo build --workspace --all-targets
+
+.PHONY: generate
+generate: ## Write CRDs, manifests and reference docs anew from the code
+	deploy/generate.sh
+
+.PHONY: packages
+packages:
+	@missing=(); for p in nftables iproute2 conntrack; do
+	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p)
+	done
+	if (( $${#missing[@]} )); then
+	  echo "Installing Debian packages: $${missing[*]}"
+	  $(AS_ROOT) apt-get -qq update && $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y "$${missing[@]}" >/dev/null
+	fi
+
+.PHONY: tools
+tools:
+	@if ! cargo deny --version 2>/dev/null | grep -q ' $(CARGO_DENY_VERSION)$$'; then
+	  echo "Building cargo-deny $(CARGO_DENY_VERSION) into $(CACHE)/tools (once, some minutes)"
+	  cargo install --quiet --locked --root $(CACHE)/tools cargo-deny --version $(CARGO_DENY_VERSION)
+	fi
+
+.PHONY: clean
+clean: ## Take down every arena and remove build output; caches outside the checkout stay
+	[ ! -x target/debug/arena ] || $(AS_ROOT) target/debug/arena down --all
+	cargo clean
