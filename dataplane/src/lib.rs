@@ -1,1 +1,117 @@
-//! placeholder
+//! What the node agent asks of a kernel, and the kernel that does it.
+//!
+//! ```text
+//!   core::node::compile ──► DesiredState ──► Kernel::apply ──► LinuxKernel: one thread owns every socket
+//!                                                 │              ├─ nft        our table, one transaction
+//!            NodeInputs ◄── Facts ◄── Kernel::facts              ├─ link, fdb, neighbours, routes, rules,
+//!                                                 │              │  proxies, sysctls
+//!         apply again  ◄── Drift ◄── Kernel::drift               ├─ announce   gratuitous ARP, unsolicited NA
+//!                                                                └─ conntrack  flows to cut
+//! ```
+//!
+//! State lives in the kernel alone: every apply observes, compares and writes the difference, so that a
+//! second apply writes nothing, an agent's restart disturbs nothing, and what somebody else changed is
+//! repaired. What is ours is told by its own marks: one nftables table, one device, route and rule
+//! protocol number [`PROTOCOL`]; nothing else is ever removed.
+//!
+//! # The order of one apply
+//! 1. **The nftables table**, in one transaction. Its guards drop what carries a routing mark but would leave
+//!    through anything but the tunnel, and what arrives by the tunnel without a grant. Standing first, they
+//!    turn every half-way state below into a drop: marked packets whose rule isn't there yet are dropped rather
+//!    than routed by the main table, and a tunnel device never receives before it is guarded.
+//! 2. The tunnel device, its forwarding entries and neighbours, routes, rules, kernel settings.
+//! 3. Proxies last: nobody outside is told to send here before the way on exists.
+//!
+//! Removal runs the other way round (proxies, rules, routes, neighbours, forwarding entries, device), and the
+//! table goes last of all, so that taking things away is guarded too. Every step is tried even if one before it
+//! failed, except that nothing is built while the table couldn't be written.
+
+mod changes;
+mod error;
+mod facts;
+mod flows;
+pub mod linux;
+pub mod nft;
+mod recording;
+
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use spillway_core::node::state::DesiredState;
+use tokio::sync::watch;
+
+pub use changes::{Change, Changes, Operation};
+pub use error::{Error, Result};
+pub use facts::{Capabilities, Device, Facts};
+pub use flows::{Flow, FlowFilter, FlowMatch, MarkMatch};
+pub use linux::LinuxKernel;
+pub use recording::RecordingKernel;
+
+/// Route and rule protocol number of everything that is ours (`/etc/iproute2/rt_protos` leaves it free).
+pub const PROTOCOL: u8 = 87;
+
+/// What has been noticed since the kernel was opened. Both counters only grow; a receiver that sees either
+/// change has something to do.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Drift {
+    /// How often the kernel was found to hold something else than what was last applied, changed by others.
+    /// The remedy is to apply again.
+    pub repairs: u64,
+    /// How often the facts (devices, addresses, routes of others) changed. The remedy is to compile again.
+    pub facts: u64,
+    /// What the last comparison found to repair.
+    pub found: Changes,
+}
+
+/// One node's kernel.
+#[async_trait]
+pub trait Kernel: Send + Sync {
+    /// What the node's network looks like and what its kernel can do. `underlay` are the node's own addresses;
+    /// the device that bears the first one found is the uplink.
+    async fn facts(&self, underlay: &[IpAddr]) -> Result<Facts>;
+
+    /// Makes the kernel hold `desired` and nothing else of ours. Answers what was changed.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] when some step failed; the others were still tried. It is safe to apply again.
+    async fn apply(&self, desired: &DesiredState) -> Result<Changes>;
+
+    /// What [`Kernel::apply`] would change, without changing it.
+    async fn plan(&self, desired: &DesiredState) -> Result<Changes>;
+
+    /// Deletes the connection tracking entries that `flows` matches; answers how many.
+    async fn cut(&self, flows: &FlowFilter) -> Result<usize>;
+
+    /// Announces every egress IP that `addresses` names and this node answers for, as on take-over.
+    async fn announce(&self, addresses: &[IpAddr]) -> Result<()>;
+
+    /// Fires when others touched what is ours, or the facts changed.
+    fn drift(&self) -> watch::Receiver<Drift>;
+}
+
+#[async_trait]
+impl<K: Kernel + ?Sized> Kernel for std::sync::Arc<K> {
+    async fn facts(&self, underlay: &[IpAddr]) -> Result<Facts> {
+        (**self).facts(underlay).await
+    }
+
+    async fn apply(&self, desired: &DesiredState) -> Result<Changes> {
+        (**self).apply(desired).await
+    }
+
+    async fn plan(&self, desired: &DesiredState) -> Result<Changes> {
+        (**self).plan(desired).await
+    }
+
+    async fn cut(&self, flows: &FlowFilter) -> Result<usize> {
+        (**self).cut(flows).await
+    }
+
+    async fn announce(&self, addresses: &[IpAddr]) -> Result<()> {
+        (**self).announce(addresses).await
+    }
+
+    fn drift(&self) -> watch::Receiver<Drift> {
+        (**self).drift()
+    }
+}

@@ -1,0 +1,1 @@
+//! Our nftables table: observed, compared, written in one transaction.
