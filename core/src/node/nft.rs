@@ -51,6 +51,8 @@ pub enum Atom {
     Jump(String),
     /// A verdict: go to this chain without coming back.
     Goto(String),
+    /// A verdict: drop the packet.
+    Drop,
 }
 
 /// A chain.

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::flows::Flows;
 use super::nft::Ruleset;
 
 /// Everything of ours in one node's kernel. Equal values need no write.
@@ -27,6 +28,9 @@ pub struct DesiredState {
     pub sysctls: BTreeMap<String, String>,
     /// Our nftables table. Absent after a teardown.
     pub ruleset: Option<Ruleset>,
+    /// Which connection-tracking entries agree with all that. After an apply, entries for which
+    /// [`Flows::cut`] is true are deleted.
+    pub flows: Flows,
 }
 
 /// A VXLAN device with the GBP extension, without learning.
@@ -119,4 +123,58 @@ pub struct ProxyNeighbour {
     pub address: IpAddr,
     /// The interface on which it is answered.
     pub device: String,
+}
+
+/// What the node is like, as its kernel says. Input to the compiler, never desired.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Facts {
+    /// Interfaces that are no loopback, our tunnel device left out, by name.
+    pub links: BTreeMap<String, LinkFacts>,
+    /// Interface of the main table's IPv4 default route with the lowest metric.
+    pub default_device4: Option<String>,
+    /// The same for IPv6.
+    pub default_device6: Option<String>,
+}
+
+/// One interface.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct LinkFacts {
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Addresses with their on-link prefixes, such as 192.0.2.7/24. IPv6 link-local ones are left out.
+    pub addresses: BTreeSet<IpNet>,
+}
+
+impl Facts {
+    /// The interface that has `address`.
+    pub fn device_of(&self, address: IpAddr) -> Option<&str> {
+        self.links
+            .iter()
+            .find(|(_, l)| l.addresses.iter().any(|a| a.addr() == address))
+            .map(|(name, _)| name.as_str())
+    }
+
+    /// True where one of the node's interfaces has `address`.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.device_of(address).is_some()
+    }
+
+    /// The interface on which neighbours of `address` are: the one with the longest on-link prefix that
+    /// contains it, else the one with the default route of its family.
+    pub fn uplink_for(&self, address: IpAddr) -> Option<&str> {
+        let on_link = self
+            .links
+            .iter()
+            .flat_map(|(name, l)| l.addresses.iter().map(move |a| (a.prefix_len(), name, a)))
+            .filter(|(_, _, a)| a.contains(&address))
+            .max_by(|(x, a, _), (y, b, _)| x.cmp(y).then(b.cmp(a)));
+        let default = || match address {
+            IpAddr::V4(_) => self.default_device4.as_ref(),
+            IpAddr::V6(_) => self.default_device6.as_ref().or(self.default_device4.as_ref()),
+        };
+        on_link
+            .map(|(_, name, _)| name)
+            .or_else(default)
+            .map(String::as_str)
+    }
 }

@@ -1,0 +1,106 @@
+//! Which connection-tracking entries agree with the desired state.
+//!
+//! NAT is decided by a connection's first packet and then kept. A flow that began before its pod was
+//! selected, or under another identity, would be carried on past the new rules (or be dropped by their
+//! guards for ever), so its entry is deleted: the next packet starts the connection anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::interval::Interval;
+
+/// What becomes of a selected packet.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Verdict {
+    /// It leaves with this identity.
+    Identity(u16),
+    /// It is dropped.
+    Block,
+}
+
+/// One connection-tracking entry, as far as it matters here.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Flow {
+    /// Source of the original direction.
+    pub source: IpAddr,
+    /// Source of the reply direction: where the flow really goes, after any DNAT.
+    pub destination: IpAddr,
+    /// Destination of the reply direction: the address the flow leaves with, after any SNAT.
+    pub translated: IpAddr,
+    /// The entry's mark.
+    pub mark: u32,
+}
+
+/// What entries must look like.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Flows {
+    /// Selected pods' addresses, with their class.
+    pub pods: BTreeMap<IpAddr, String>,
+    /// Destinations by class, sorted and disjoint.
+    pub classes: BTreeMap<String, Vec<(Interval, Verdict)>>,
+    /// Destinations that no policy takes, sorted and disjoint.
+    pub local: Vec<Interval>,
+    /// For each identity that pods of this node use, the address its flows leave this node with.
+    pub leaves_with: BTreeMap<u16, BTreeSet<IpAddr>>,
+    /// For each (overlay prefix, identity) that this node accepts from the tunnel, the egress IPs.
+    pub granted: BTreeMap<(IpNet, u16), BTreeSet<IpAddr>>,
+    /// Addresses that only our own NAT translates to: this node's overlay addresses and the egress IPs
+    /// it holds.
+    pub ours: BTreeSet<IpAddr>,
+    /// The federation's overlay ranges.
+    pub overlay: Vec<IpNet>,
+}
+
+/// The identity in a connection mark.
+pub const IDENTITY_MASK: u32 = 0x0000_ffff;
+
+impl Flows {
+    /// True where nothing of ours is in any flow's way, so that no dump is needed.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.granted.is_empty() && self.ours.is_empty()
+    }
+
+    /// True where the entry must go.
+    pub fn cut(&self, flow: &Flow) -> bool {
+        let identity = flow.mark & IDENTITY_MASK;
+        if self.overlay.iter().any(|p| p.contains(&flow.source)) && !self.ours.contains(&flow.source) {
+            return !self.granted.iter().any(|((prefix, id), leaves)| {
+                u32::from(*id) == identity
+                    && prefix.contains(&flow.source)
+                    && leaves.contains(&flow.translated)
+            });
+        }
+        match self.verdict(flow) {
+            Some(Verdict::Block) => true,
+            Some(Verdict::Identity(id)) => {
+                identity != u32::from(id)
+                    || !self
+                        .leaves_with
+                        .get(&id)
+                        .is_some_and(|a| a.contains(&flow.translated))
+            }
+            None => {
+                flow.translated != flow.source
+                    && identity != 0
+                    && (self.ours.contains(&flow.translated)
+                        || self.overlay.iter().any(|p| p.contains(&flow.translated)))
+            }
+        }
+    }
+
+    fn verdict(&self, flow: &Flow) -> Option<Verdict> {
+        let class = self.classes.get(self.pods.get(&flow.source)?)?;
+        if find(&self.local, flow.destination, |i| i).is_some() {
+            return None;
+        }
+        find(class, flow.destination, |(i, _)| i).map(|(_, v)| *v)
+    }
+}
+
+fn find<T>(sorted: &[T], address: IpAddr, interval: impl Fn(&T) -> &Interval) -> Option<&T> {
+    let after = sorted.partition_point(|t| interval(t).first() <= address);
+    sorted[..after].last().filter(|t| interval(t).contains(address))
+}
