@@ -69,7 +69,7 @@ impl Tree {
         for (path, node) in &self.nodes {
             match node {
                 Node::Folder(mode) => {
-                    out.write_all(&Header::new(&format!("{path}/"), *mode, 0, b'5').bytes("")?)?
+                    out.write_all(&Header::new(&format!("{path}/"), *mode, 0, b'5').bytes("")?)?;
                 }
                 Node::Link(target) => out.write_all(&Header::new(path, 0o777, 0, b'2').bytes(target)?)?,
                 Node::Text(text, mode) => write_file(out, path, *mode, text.len() as u64, text.as_bytes())?,

@@ -61,7 +61,7 @@ fn build(missing: &[Program], folder: &Path) -> anyhow::Result<()> {
     let title = format!("building {} with cargo", names.join(", "));
     let mut progress = Progress::start(&title, 0);
     let finished = process::run(&mut command, |line| {
-        progress.show(line.unwrap_or("compiling").trim())
+        progress.show(line.unwrap_or("compiling").trim());
     })?;
     if !finished.status.success() {
         progress.abandon();

@@ -91,9 +91,9 @@ fn build(go: &Go, module: &GoModule, title: &str, output: &Path, log: &Path) -> 
         let _ = writeln!(log_file, "{line}");
         line.clone_into(&mut current);
         if line.starts_with("go: ") || line.contains(' ') {
-            progress.show(line)
+            progress.show(line);
         } else {
-            progress.step(line)
+            progress.step(line);
         }
     })?;
     if !built.status.success() {

@@ -27,7 +27,7 @@ pub(crate) const PACKAGES: &[&str] = &[
 ];
 
 /// How long another package manager may hold apt's locks.
-const LOCK_PATIENCE: Duration = Duration::from_secs(300);
+const LOCK_PATIENCE: Duration = Duration::from_mins(5);
 
 /// Installs those of `packages` that are missing. True when there was something to do.
 pub(crate) fn ensure(packages: &[&str]) -> anyhow::Result<bool> {

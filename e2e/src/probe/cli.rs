@@ -1,0 +1,308 @@
+//! The command line of `probe`.
+
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
+use serde::Serialize;
+
+use super::throughput::{self, Until};
+use super::watch::{self, Plan};
+use super::{client, icmp, server};
+
+/// Sends test traffic and says which source address the other side saw.
+#[derive(Parser, Debug)]
+#[command(name = "probe", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Answer on TCP 7000-7003 and UDP 7000, and note who came
+    Serve {
+        /// Append a JSON line for each connection, SYN, datagram and echo request to this file
+        #[arg(long)]
+        log: Option<PathBuf>,
+        /// Address to listen on; may be repeated [default: all]
+        #[arg(long, num_args = 1..)]
+        bind: Vec<IpAddr>,
+        /// Add this to every port
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=58_000))]
+        shift: u16,
+    },
+    /// Connect by TCP and print the source the server saw
+    Tcp(Target),
+    /// Send a datagram and print the source the server saw
+    Udp(Target),
+    /// Send an echo request
+    Ping {
+        /// Name or address
+        host: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Attempt again and again, and report each attempt
+    Watch {
+        protocol: Transport,
+        #[command(flatten)]
+        target: Target,
+        /// From the begin of one attempt to the next
+        #[arg(long, default_value = "10ms", value_parser = duration)]
+        interval: Duration,
+        /// How many attempts; 0 for no end
+        #[arg(long, default_value_t = 0)]
+        count: u64,
+        /// Use one connection (TCP) or source port (UDP) for all attempts; ends with an error when it breaks
+        #[arg(long)]
+        keep: bool,
+        /// Print JSON lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Send to a sink (port 7002) and print bytes and seconds as JSON
+    Send(Transfer),
+    /// Receive from a source (port 7003) and print bytes and seconds as JSON
+    Recv(Transfer),
+    /// Wait for SIGTERM
+    Sleep,
+}
+
+#[derive(Args, Debug)]
+struct Target {
+    /// Where to: HOST:PORT, with brackets around an IPv6 address
+    target: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args, Debug)]
+struct Common {
+    /// Text for the server's log, at most 64 bytes of it
+    #[arg(long, default_value = "")]
+    tag: String,
+    /// How long one attempt may take
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[derive(Args, Debug)]
+struct Transfer {
+    /// Where to: HOST:PORT
+    target: String,
+    /// End after so many bytes
+    #[arg(long, conflicts_with = "seconds")]
+    bytes: Option<u64>,
+    /// End after so many seconds [default: 5]
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Connections side by side
+    #[arg(long, default_value_t = 1)]
+    streams: u16,
+    /// How long connecting may take
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// Runs the command line; exits with 1 and the reason on standard error when an attempt failed.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("probe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve { log, bind, shift } => {
+            let any = || vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            let addresses = if bind.is_empty() { any() } else { bind };
+            // Before the threads start, so that none of them takes the signal.
+            let signals = block_signals()?;
+            server::start(&addresses, shift, log.as_deref())?;
+            let listed: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            print(&format!("serving on {}", listed.join(", ")))?;
+            signals.wait().context("cannot wait for a signal")?;
+            Ok(())
+        }
+        Command::Sleep => {
+            block_signals()?.wait().context("cannot wait for a signal")?;
+            Ok(())
+        }
+        Command::Tcp(Target { target, common }) => {
+            print(&client::tcp(client::resolve(&target)?, &common.tag, common.timeout)?.to_string())
+        }
+        Command::Udp(Target { target, common }) => {
+            print(&client::udp(client::resolve(&target)?, &common.tag, common.timeout)?.to_string())
+        }
+        Command::Ping { host, common } => {
+            let address = client::resolve_host(&host)?;
+            let took = icmp::ping(address, &common.tag, common.timeout)?;
+            print(&format!(
+                "reply from {address} after {:.3} ms",
+                took.as_secs_f64() * 1000.0
+            ))
+        }
+        Command::Watch {
+            protocol,
+            target: Target { target, common },
+            interval,
+            count,
+            keep,
+            json,
+        } => {
+            exit_on_signals()?;
+            let plan = Plan {
+                target: client::resolve(&target)?,
+                tcp: protocol == Transport::Tcp,
+                tag: common.tag,
+                interval,
+                count,
+                timeout: common.timeout,
+                keep,
+            };
+            watch::watch(&plan, |attempt| {
+                if json {
+                    write_json(attempt)
+                } else {
+                    write_attempt(attempt)
+                }
+            })
+        }
+        Command::Send(transfer) => {
+            exit_on_signals()?;
+            let target = client::resolve(&transfer.target)?;
+            Ok(write_json(&throughput::send(
+                target,
+                transfer.until()?,
+                transfer.streams,
+                transfer.timeout,
+            )?)?)
+        }
+        Command::Recv(transfer) => {
+            exit_on_signals()?;
+            let target = client::resolve(&transfer.target)?;
+            Ok(write_json(&throughput::receive(
+                target,
+                transfer.until()?,
+                transfer.streams,
+                transfer.timeout,
+            )?)?)
+        }
+    }
+}
+
+impl Transfer {
+    fn until(&self) -> anyhow::Result<Until> {
+        match self.bytes {
+            Some(bytes) => Ok(Until::Bytes(bytes)),
+            None => Ok(Until::Elapsed(
+                Duration::try_from_secs_f64(self.seconds.unwrap_or(5.0))
+                    .context("--seconds is out of range")?,
+            )),
+        }
+    }
+}
+
+fn write_attempt(attempt: &watch::Attempt) -> io::Result<()> {
+    let outcome = match (&attempt.src, &attempt.error) {
+        (Some(source), _) => source.to_string(),
+        (None, error) => error.clone().unwrap_or_default(),
+    };
+    writeln!(
+        io::stdout().lock(),
+        "{} {:8.3} ms  {outcome}",
+        attempt.t,
+        attempt.ms
+    )
+}
+
+fn write_json(value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    let mut out = io::stdout().lock();
+    out.write_all(&line)?;
+    out.flush()
+}
+
+fn print(line: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+/// Blocks the signals that end a program, to be waited for. The first process of a container gets none otherwise.
+fn block_signals() -> anyhow::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("cannot block signals")?;
+    Ok(signals)
+}
+
+/// Ends the process when it is told to, also as the first process of a container.
+fn exit_on_signals() -> anyhow::Result<()> {
+    let signals = block_signals()?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            if signals.wait().is_ok() {
+                std::process::exit(0);
+            }
+        })
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+/// Reads `10ms`, `1s`, `1m 30s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let signed: jiff::SignedDuration = text
+        .parse()
+        .map_err(|error| format!("{error} (write it like 10ms or 1s)"))?;
+    Duration::try_from(signed).map_err(|_| "a duration can't be negative".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        for line in [
+            "probe serve --log /x --bind 198.51.100.10 2001:db8:51::10",
+            "probe tcp 198.51.100.10:7000 --tag t --timeout 1s",
+            "probe udp [2001:db8::1]:7000",
+            "probe ping 198.51.100.10",
+            "probe watch tcp 198.51.100.10:7000 --interval 10ms --count 5 --json --keep",
+            "probe send 198.51.100.10:7002 --bytes 1000",
+            "probe sleep",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        assert!(Cli::try_parse_from(["probe", "send", "x:1", "--bytes", "1", "--seconds", "1"]).is_err());
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        assert_eq!(duration("10ms"), Ok(Duration::from_millis(10)));
+        assert_eq!(duration("1s"), Ok(Duration::from_secs(1)));
+        assert!(duration("-1s").is_err() && duration("soon").is_err());
+    }
+}

@@ -1,0 +1,37 @@
+//! The program that sends and records test traffic. It is the outside server, which notes who came from where, and the
+//! client in the pods, which says what the server saw.
+//!
+//! ```text
+//! cli ── server ── Log (record): one JSON line per connection, datagram, echo request, SYN
+//!     │        └── raw: what the kernel answers itself, and what never becomes a connection
+//!     ├── client, icmp: one attempt          ├── watch: many attempts, or one long connection
+//!     └── throughput: bytes per second
+//! ```
+//! Threads and blocking sockets on purpose: a measuring program should have no scheduler of its own.
+
+mod cli;
+mod client;
+mod icmp;
+mod packet;
+mod raw;
+mod record;
+mod server;
+mod throughput;
+mod watch;
+
+pub use cli::main;
+pub use record::{Answer, Protocol, Record};
+pub use throughput::Throughput;
+pub use watch::Attempt;
+
+/// TCP and UDP: tells the client its address, then echoes.
+pub const ECHO_PORT: u16 = 7000;
+/// TCP: a line every 10 ms from the server.
+pub const PUSH_PORT: u16 = 7001;
+/// TCP: takes all bytes and reports their number.
+pub const SINK_PORT: u16 = 7002;
+/// TCP: sends bytes until the client hangs up.
+pub const SOURCE_PORT: u16 = 7003;
+
+#[cfg(test)]
+mod tests;
