@@ -29,7 +29,6 @@
 mod changes;
 mod error;
 mod facts;
-mod flows;
 pub mod linux;
 pub mod nft;
 mod recording;
@@ -37,13 +36,13 @@ mod recording;
 use std::net::IpAddr;
 
 use async_trait::async_trait;
+use spillway_core::node::flows::Flows;
 use spillway_core::node::state::DesiredState;
 use tokio::sync::watch;
 
 pub use changes::{Change, Changes, Operation};
 pub use error::{Error, Result};
 pub use facts::{Capabilities, Device, Facts};
-pub use flows::{Flow, FlowFilter, FlowMatch, MarkMatch};
 pub use linux::LinuxKernel;
 pub use recording::RecordingKernel;
 
@@ -79,8 +78,9 @@ pub trait Kernel: Send + Sync {
     /// What [`Kernel::apply`] would change, without changing it.
     async fn plan(&self, desired: &DesiredState) -> Result<Changes>;
 
-    /// Deletes the connection tracking entries that `flows` matches; answers how many.
-    async fn cut(&self, flows: &FlowFilter) -> Result<usize>;
+    /// Deletes the connection tracking entries that [`Flows::cut`] condemns; answers how many. Meant to follow an
+    /// apply: what is cut before the rules stand comes back the old way.
+    async fn cut(&self, flows: &Flows) -> Result<usize>;
 
     /// Announces every egress IP that `addresses` names and this node answers for, as on take-over.
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()>;
@@ -103,7 +103,7 @@ impl<K: Kernel + ?Sized> Kernel for std::sync::Arc<K> {
         (**self).plan(desired).await
     }
 
-    async fn cut(&self, flows: &FlowFilter) -> Result<usize> {
+    async fn cut(&self, flows: &Flows) -> Result<usize> {
         (**self).cut(flows).await
     }
 

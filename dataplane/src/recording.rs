@@ -4,17 +4,18 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use spillway_core::node::flows::Flows;
 use spillway_core::node::state::DesiredState;
 use tokio::sync::watch;
 
-use crate::{Changes, Drift, Error, Facts, FlowFilter, Kernel, Operation, Result};
+use crate::{Changes, Drift, Error, Facts, Kernel, Operation, Result};
 
 #[derive(Default)]
 struct Inner {
     facts: Facts,
     held: DesiredState,
     applied: Vec<DesiredState>,
-    cut: Vec<FlowFilter>,
+    cut: Vec<Flows>,
     announced: Vec<IpAddr>,
     refuse: Option<String>,
 }
@@ -74,8 +75,8 @@ impl RecordingKernel {
         self.inner().applied.clone()
     }
 
-    /// Every filter cut, in order.
-    pub fn cuts(&self) -> Vec<FlowFilter> {
+    /// Every cut asked for, in order.
+    pub fn cuts(&self) -> Vec<Flows> {
         self.inner().cut.clone()
     }
 
@@ -145,7 +146,7 @@ impl Kernel for RecordingKernel {
         Ok(difference(&self.inner().held, desired))
     }
 
-    async fn cut(&self, flows: &FlowFilter) -> Result<usize> {
+    async fn cut(&self, flows: &Flows) -> Result<usize> {
         self.inner().cut.push(flows.clone());
         Ok(0)
     }

@@ -1,20 +1,23 @@
 //! The real kernel. One thread owns every socket; callers send it commands.
 
+mod netlink;
+
 use std::net::IpAddr;
 use std::thread;
 
 use async_trait::async_trait;
+use spillway_core::node::flows::Flows;
 use spillway_core::node::state::DesiredState;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{Changes, Drift, Error, Facts, FlowFilter, Kernel, Result};
+use crate::{Changes, Drift, Error, Facts, Kernel, Result};
 
 /// A command for the thread, with the way its answer takes.
 enum Command {
     Facts(Vec<IpAddr>, oneshot::Sender<Result<Facts>>),
     Apply(Box<DesiredState>, oneshot::Sender<Result<Changes>>),
     Plan(Box<DesiredState>, oneshot::Sender<Result<Changes>>),
-    Cut(FlowFilter, oneshot::Sender<Result<usize>>),
+    Cut(Box<Flows>, oneshot::Sender<Result<usize>>),
     Announce(Vec<IpAddr>, oneshot::Sender<Result<()>>),
 }
 
@@ -65,8 +68,9 @@ impl Kernel for LinuxKernel {
             .await
     }
 
-    async fn cut(&self, flows: &FlowFilter) -> Result<usize> {
-        self.ask(|answer| Command::Cut(flows.clone(), answer)).await
+    async fn cut(&self, flows: &Flows) -> Result<usize> {
+        self.ask(|answer| Command::Cut(Box::new(flows.clone()), answer))
+            .await
     }
 
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()> {

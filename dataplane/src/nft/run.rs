@@ -1,0 +1,160 @@
+//! Runs `nft`.
+
+use std::collections::BTreeMap;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use spillway_core::node::nft::Ruleset;
+use spillway_core::plan::Digest;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::{Difference, FAMILY, Observed, TABLE, difference, parse};
+use crate::{Changes, Error, Result};
+
+/// A transaction of ten thousands of elements takes seconds; one that takes this long is stuck.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// How much of nft's complaints is passed on, in bytes.
+const MESSAGE: usize = 600;
+
+/// Our table, by way of the `nft` program.
+#[derive(Debug, Default)]
+pub struct Nft {
+    /// Expressions that the kernel was seen to hold for each stamp just after we wrote it.
+    fingerprints: BTreeMap<String, Digest>,
+}
+
+impl Nft {
+    /// Nothing known yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether nft runs and the kernel answers it.
+    pub async fn probe(&self) -> Result<()> {
+        let output = run(&["-j", "list", "tables"], None).await?;
+        succeed("list tables", output).map(|_| ())
+    }
+
+    /// The table as the kernel holds it, or `None` when there is none.
+    pub async fn observe(&self) -> Result<Option<Observed>> {
+        let output = run(&["-j", "-n", "list", "table", FAMILY, TABLE], None).await?;
+        if !output.status.success()
+            && String::from_utf8_lossy(&output.stderr).contains("No such file or directory")
+        {
+            return Ok(None);
+        }
+        parse(&succeed("list table", output)?).map(Some)
+    }
+
+    /// What [`Self::apply`] would change.
+    pub async fn plan(&self, desired: Option<&Ruleset>) -> Result<Changes> {
+        Ok(self.compare(desired).await?.changes)
+    }
+
+    async fn compare(&self, desired: Option<&Ruleset>) -> Result<Difference> {
+        let observed = self.observe().await?;
+        Ok(difference(observed.as_ref(), desired, &self.fingerprints))
+    }
+
+    /// Makes the table as wanted; `None` removes it.
+    ///
+    /// An update that nft refuses is tried again as a replacement of the whole table. What was written is read
+    /// back.
+    pub async fn apply(&mut self, desired: Option<&Ruleset>) -> Result<Changes> {
+        let first = self.compare(desired).await?;
+        if first.changes.is_empty() {
+            if self.fingerprints.is_empty() {
+                self.learn(self.observe().await?.as_ref());
+            }
+            return Ok(first.changes);
+        }
+        let whole = desired.map(super::whole);
+        if let Err(error) = transaction(&first.script).await {
+            let Some(whole) = whole.as_ref().filter(|_| !first.replaces) else {
+                return Err(error);
+            };
+            tracing::warn!(%error, "nft refused an update of our table; replacing the whole table");
+            transaction(whole).await?;
+        }
+        // What we have just written is by definition ours, whatever was known before.
+        self.fingerprints.clear();
+        let mut left = self.compare(desired).await?;
+        if let (false, Some(whole)) = (left.changes.is_empty() || first.replaces, whole.as_ref()) {
+            tracing::warn!(left = %left.changes, "an update of our table left differences; replacing the whole table");
+            transaction(whole).await?;
+            left = self.compare(desired).await?;
+        }
+        if !left.changes.is_empty() {
+            return Err(Error::Nft {
+                what: "took the table, but then listed another one".into(),
+                message: left.changes.to_string().chars().take(MESSAGE).collect(),
+            });
+        }
+        self.learn(self.observe().await?.as_ref());
+        Ok(first.changes)
+    }
+
+    fn learn(&mut self, observed: Option<&Observed>) {
+        self.fingerprints = observed
+            .into_iter()
+            .flat_map(|o| o.chains.values())
+            .flat_map(|chain| &chain.rules)
+            .filter_map(|rule| Some((rule.stamp.clone()?, rule.fingerprint)))
+            .collect();
+    }
+}
+
+async fn transaction(script: &str) -> Result<()> {
+    tracing::debug!(script, "nft transaction");
+    succeed("refused a transaction", run(&["-f", "-"], Some(script)).await?).map(|_| ())
+}
+
+fn succeed(what: &str, output: Output) -> Result<String> {
+    if !output.status.success() {
+        let message: String = String::from_utf8_lossy(&output.stderr)
+            .trim()
+            .chars()
+            .take(MESSAGE)
+            .collect();
+        return Err(Error::Nft {
+            what: what.into(),
+            message,
+        });
+    }
+    String::from_utf8(output.stdout).map_err(|e| Error::NftUnreadable {
+        what: "its answer".into(),
+        detail: e.to_string(),
+    })
+}
+
+/// Runs nft in the network namespace of the calling thread, which the child inherits.
+async fn run(arguments: &[&str], input: Option<&str>) -> Result<Output> {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .stdin(if input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(Error::NftMissing)?;
+    let stdin = child.stdin.take();
+    let feed = async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // An early exit of nft closes the pipe; its exit status tells more than EPIPE would.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+    };
+    let both = async { tokio::join!(feed, child.wait_with_output()).1 };
+    timeout(LIMIT, both)
+        .await
+        .map_err(|_| Error::TimedOut(format!("nft {}", arguments.join(" ")), LIMIT.as_secs()))?
+        .map_err(Error::NftMissing)
+}
