@@ -32,7 +32,7 @@ pub(crate) fn ensure(cache: &Path, module: &GoModule, title: &str) -> anyhow::Re
         return Ok(true);
     }
     let go_mod = std::fs::read_to_string(module.dir.join("go.mod"))?;
-    let go = Go::ensure(golang::needed(&go_mod).context("go.mod has no go line")?)?;
+    let go = Go::ensure(golang::needed(&go_mod).context("go.mod has no go line")?, &locks)?;
 
     let bin = cache.join("bin");
     std::fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;

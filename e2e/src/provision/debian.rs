@@ -1,10 +1,12 @@
 //! What the arena takes from Debian.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use super::lock::Lock;
 use super::process;
 use super::progress::{Progress, say};
 
@@ -29,8 +31,13 @@ pub(crate) const PACKAGES: &[&str] = &[
 /// How long another package manager may hold apt's locks.
 const LOCK_PATIENCE: Duration = Duration::from_mins(5);
 
-/// Installs those of `packages` that are missing. True when there was something to do.
-pub(crate) fn ensure(packages: &[&str]) -> anyhow::Result<bool> {
+/// Installs those of `packages` that are missing, one process at a time. True when there was something to do.
+pub(crate) fn ensure(packages: &[&str], lock: &Path) -> anyhow::Result<bool> {
+    if missing(packages)?.is_empty() {
+        return Ok(false);
+    }
+    let _lock = Lock::take(lock, "installing Debian packages")?;
+    // Whoever held the lock may have installed them.
     let missing = missing(packages)?;
     if missing.is_empty() {
         return Ok(false);

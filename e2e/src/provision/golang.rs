@@ -19,11 +19,11 @@ pub(crate) struct Go {
 }
 
 impl Go {
-    /// A Go that can build modules that ask for `needed`.
-    pub(crate) fn ensure(needed: (u16, u16, u16)) -> anyhow::Result<Self> {
+    /// A Go that can build modules that ask for `needed`. `locks` is the folder of locks between processes.
+    pub(crate) fn ensure(needed: (u16, u16, u16), locks: &Path) -> anyhow::Result<Self> {
         let mut found = candidates();
         if found.is_empty() {
-            debian::ensure(&["golang-go"])?;
+            debian::ensure(&["golang-go"], &locks.join("debian"))?;
             found = candidates();
         }
         if let Some((program, _)) = found.iter().find(|(_, version)| *version >= needed) {
@@ -46,6 +46,7 @@ impl Go {
             .env("GOTOOLCHAIN", "local")
             .env("GOFLAGS", "-buildvcs=false")
             .env("GOWORK", "off")
+            .env_remove("GOROOT")
             .env_remove("GOOS")
             .env_remove("GOARCH");
         command
@@ -171,13 +172,16 @@ mod tests {
     fn an_old_go_fetches_a_new_one() {
         let (program, version) = candidates().remove(0);
         let go = Go::fetch(&program, version).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let source = "package main\n\nimport \"runtime\"\n\nfunc main() { println(runtime.Version()) }\n";
+        std::fs::write(scratch.path().join("main.go"), source).unwrap();
         let output = go
-            .command(Path::new("/"))
-            .args(["env", "GOVERSION"])
+            .command(scratch.path())
+            .args(["run", "main.go"])
             .output()
             .unwrap();
         assert_eq!(
-            parse_version(&String::from_utf8_lossy(&output.stdout)),
+            parse_version(&String::from_utf8_lossy(&output.stderr)),
             Some(VERSION)
         );
     }

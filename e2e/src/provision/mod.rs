@@ -57,10 +57,7 @@ impl Toolbox {
         let cache = cache_root()?;
         let go_dir = go_dir();
 
-        let mut worked = {
-            let _lock = Lock::take(&cache.join("locks/debian"), "installing Debian packages")?;
-            debian::ensure(debian::PACKAGES)?
-        };
+        let mut worked = debian::ensure(debian::PACKAGES, &cache.join("locks/debian"))?;
         worked |= sysctl::ensure()?;
         let mut common = Vec::new();
         for module in GoModule::common(&go_dir)? {

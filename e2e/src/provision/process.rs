@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::signal::Signal;
 
 /// How many of the last messages are kept for a failure's report.
 const TAIL: usize = 30;
@@ -28,6 +30,7 @@ pub(crate) struct Finished {
 /// Only when the command can't be started or waited for; its own failure is in [`Finished::status`].
 pub(crate) fn run(command: &mut Command, mut on_line: impl FnMut(Option<&str>)) -> anyhow::Result<Finished> {
     let program = command.get_program().to_string_lossy().into_owned();
+    end_with_parent(command);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -78,6 +81,15 @@ pub(crate) fn run(command: &mut Command, mut on_line: impl FnMut(Option<&str>)) 
         stdout,
         tail: tail.into(),
     })
+}
+
+/// Has the kernel end the command when this thread dies: nobody would take up what an orphaned build leaves.
+#[allow(unsafe_code)]
+fn end_with_parent(command: &mut Command) {
+    // SAFETY: between fork and exec the closure makes one system call; it neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
+    }
 }
 
 #[cfg(test)]
