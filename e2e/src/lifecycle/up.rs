@@ -1,0 +1,310 @@
+//! Bringing an arena up.
+
+use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use kube::{
+    Api, Client,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use super::{Clock, down::take_down, forward, images, lock, power};
+use crate::{
+    control_plane,
+    image::{self, Image},
+    node::{
+        config,
+        machine::{Bind, Daemon, Machine, MachineSpec, arena_program},
+    },
+    provision::Toolbox,
+    scenario::{connect, eventually},
+    state::{ArenaSpec, ClusterPlan, Dirs, Plan},
+    wire::{self, address},
+};
+
+/// Name of the outside server's machine directory.
+pub(super) const OUTSIDE: &str = "outside";
+
+/// How long a control plane may take on a busy machine.
+const API_START: Duration = Duration::from_secs(120);
+
+/// How long nodes may take to become Ready after their control plane.
+const NODES_START: Duration = Duration::from_secs(120);
+
+/// An arena that is up.
+pub struct Built {
+    /// Its plan, as on disk.
+    pub plan: Plan,
+    /// The programs it runs.
+    pub toolbox: Toolbox,
+}
+
+/// Provisions what is missing, then brings the arena up. Returns when every node is Ready and can run pods.
+///
+/// A failure takes everything down again unless `keep_failed`; the error then says where the logs are.
+pub async fn up(spec: &ArenaSpec, keep_failed: bool) -> Result<Built> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "an arena needs root: it makes network namespaces and mounts"
+    );
+    let clock = Clock::start();
+    let mut plan = spec.plan()?;
+    let dirs = Dirs::new(&plan.name)?;
+    let versions: BTreeSet<_> = plan.clusters.iter().map(|c| c.spec.kubernetes).collect();
+    let (toolbox, images) = tokio::task::spawn_blocking(move || -> Result<_> {
+        let toolbox = Toolbox::ensure(&versions.into_iter().collect::<Vec<_>>())?;
+        let images = vec![image::pause(&toolbox)?, image::probe(&toolbox)?];
+        Ok((toolbox, images))
+    })
+    .await??;
+    let _lock = {
+        let dirs = dirs.clone();
+        let what = format!("arena {}", plan.name);
+        tokio::task::spawn_blocking(move || lock(&dirs, &what)).await??
+    };
+    if dirs.state().exists() || dirs.disk().exists() {
+        bail!(
+            "arena {0} exists already; `arena down --name {0}` removes it, and --name picks another",
+            plan.name
+        );
+    }
+    let context = Arc::new(Context {
+        dirs: dirs.clone(),
+        toolbox: toolbox.clone(),
+        images,
+        clock,
+    });
+    if let Err(e) = build(&context, &mut plan).await {
+        if keep_failed {
+            return Err(e.context(format!(
+                "the arena doesn't come up; its logs are in {}",
+                dirs.state().join("logs").display()
+            )));
+        }
+        let cleanup = tokio::task::spawn_blocking(move || take_down(&dirs)).await?;
+        let e = e
+            .context("the arena doesn't come up and was removed again (--keep-failed keeps it and its logs)");
+        return Err(match cleanup {
+            Ok(()) => e,
+            Err(more) => e.context(format!("{more:#}")),
+        });
+    }
+    clock.say(&format!("arena {} is up", plan.name));
+    Ok(Built { plan, toolbox })
+}
+
+struct Context {
+    dirs: Dirs,
+    toolbox: Toolbox,
+    images: Vec<Image>,
+    clock: Clock,
+}
+
+async fn build(context: &Arc<Context>, plan: &mut Plan) -> Result<()> {
+    let listeners = forward::open(plan)?;
+    context.dirs.create()?;
+    context.dirs.save(plan)?;
+    let shared = Arc::new(plan.clone());
+    {
+        let (context, plan) = (context.clone(), shared.clone());
+        tokio::task::spawn_blocking(move || -> Result<()> {
+            forward::spawn(&context.dirs, &plan, &listeners)?;
+            wire::build(&plan)?;
+            boot_outside(&context, &plan)
+        })
+        .await??;
+    }
+    context.clock.say("wire, router and outside server");
+    let mut clusters = tokio::task::JoinSet::new();
+    for index in 0..shared.clusters.len() {
+        let (context, plan) = (context.clone(), shared.clone());
+        clusters.spawn(async move {
+            let cluster = &plan.clusters[index];
+            build_cluster(&context, &plan, cluster)
+                .await
+                .with_context(|| format!("cluster {}", cluster.spec.name))
+        });
+    }
+    // All are waited for, also after a failure: what still starts must not outrun the clean-up.
+    let mut results = Vec::new();
+    while let Some(result) = clusters.join_next().await {
+        results.push(result?);
+    }
+    results.into_iter().collect()
+}
+
+fn boot_outside(context: &Context, plan: &Plan) -> Result<()> {
+    let dirs = &context.dirs;
+    let dir = dirs.machine(OUTSIDE);
+    let program = arena_program()?.with_file_name("probe");
+    ensure!(
+        program.is_file(),
+        "the `probe` program isn't built: run `cargo build -p spillway-e2e --bins`"
+    );
+    let inside = dir.join("root/opt/probe");
+    fs::create_dir_all(&inside)?;
+    fs::copy(&program, inside.join("probe")).with_context(|| format!("copy {}", program.display()))?;
+    let mut command = vec![
+        "/opt/probe/probe".to_owned(),
+        "serve".to_owned(),
+        "--log".to_owned(),
+        "/var/log/outside/log.jsonl".to_owned(),
+    ];
+    command.extend(address::outside().flat_map(|a| ["--bind".to_owned(), a.to_string()]));
+    Machine::boot(&MachineSpec {
+        name: OUTSIDE.to_owned(),
+        machine_id: config::machine_id(&plan.outside_netns()),
+        netns: plan.outside_netns(),
+        dir,
+        logs: dirs.logs(OUTSIDE),
+        mark: dirs.mark(),
+        binds: vec![Bind {
+            source: dirs.outside(),
+            target: "/var/log/outside".into(),
+            read_only: false,
+        }],
+        path: config::search_path(&context.toolbox, None),
+        daemons: vec![Daemon {
+            name: "probe".to_owned(),
+            command,
+            after: vec![],
+        }],
+    })?;
+    Ok(())
+}
+
+async fn build_cluster(context: &Arc<Context>, plan: &Arc<Plan>, cluster: &ClusterPlan) -> Result<()> {
+    let name = &cluster.spec.name;
+    let boot = {
+        let (context, plan, cluster) = (context.clone(), plan.clone(), cluster.clone());
+        tokio::task::spawn_blocking(move || boot_cluster(&context, &plan, &cluster))
+    };
+    let ready = async {
+        let client = api_ready(context, cluster).await?;
+        context.clock.say(&format!("{name}: API server ready"));
+        register(&client, cluster).await?;
+        nodes_ready(&client, cluster).await?;
+        context
+            .clock
+            .say(&format!("{name}: {} node(s) Ready", cluster.nodes.len()));
+        Ok(())
+    };
+    let (booted, ready) = tokio::join!(boot, ready);
+    booted??;
+    ready
+}
+
+/// Boots control plane and nodes at once. Kubelets wait for the API server themselves, and images are imported
+/// in the meantime.
+fn boot_cluster(context: &Context, plan: &Plan, cluster: &ClusterPlan) -> Result<()> {
+    let (dirs, toolbox) = (&context.dirs, &context.toolbox);
+    let (spec, authority) = control_plane::prepare(dirs, toolbox, cluster)?;
+    power::start(plan, &cluster.control_plane, &spec)?;
+    let mut nodes = Vec::new();
+    for node in &cluster.nodes {
+        let spec = config::prepare(dirs, toolbox, cluster, node, &authority, image::PAUSE)?;
+        power::start(plan, &node.machine, &spec).with_context(|| format!("node {}", node.machine.name))?;
+        nodes.push(Machine::new(&node.machine.name, dirs.machine(&node.machine.name)));
+    }
+    std::thread::scope(|scope| {
+        let imports: Vec<_> = nodes
+            .iter()
+            .map(|node| scope.spawn(move || images::import(toolbox, node, &context.images)))
+            .collect();
+        for import in imports {
+            import
+                .join()
+                .unwrap_or_else(|_| bail!("a thread that imports images panicked"))?;
+        }
+        Ok(())
+    })
+}
+
+async fn api_ready(context: &Context, cluster: &ClusterPlan) -> Result<Client> {
+    let kubeconfig = context.dirs.kubeconfig(&cluster.spec.name);
+    eventually(API_START, "its API server is ready", || async {
+        let client = connect(&kubeconfig).await?;
+        let answer = client
+            .request_text(http::Request::get("/readyz").body(Vec::new())?)
+            .await?;
+        ensure!(answer == "ok", "/readyz: {answer}");
+        Ok(client)
+    })
+    .await
+}
+
+/// Creates the Node objects with the pod ranges that the arena routes, before or after their kubelets do.
+async fn register(client: &Client, cluster: &ClusterPlan) -> Result<()> {
+    let api: Api<Node> = Api::all(client.clone());
+    for node in &cluster.nodes {
+        let ranges: Vec<String> = node.pod_ranges.iter().map(ToString::to_string).collect();
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": node.machine.name, "labels": node.labels},
+            "spec": {"podCIDR": ranges.first(), "podCIDRs": ranges},
+        });
+        eventually(Duration::from_secs(30), "its nodes can be created", || async {
+            match api
+                .create(&PostParams::default(), &serde_json::from_value(object.clone())?)
+                .await
+            {
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    api.patch(
+                        &node.machine.name,
+                        &PatchParams::default(),
+                        &Patch::Merge(&object),
+                    )
+                    .await?;
+                    Ok(())
+                }
+                Err(e) => Err(e.into()),
+                Ok(_) => Ok(()),
+            }
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn nodes_ready(client: &Client, cluster: &ClusterPlan) -> Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    eventually(NODES_START, "all nodes are Ready", || async {
+        let list = nodes.list(&ListParams::default()).await?;
+        for planned in &cluster.nodes {
+            let name = &planned.machine.name;
+            let node = list
+                .items
+                .iter()
+                .find(|n| n.metadata.name.as_ref() == Some(name))
+                .with_context(|| format!("no node {name}"))?;
+            let ready = node
+                .status
+                .iter()
+                .flat_map(|s| s.conditions.iter().flatten())
+                .find(|c| c.type_ == "Ready");
+            let ready = ready.with_context(|| format!("{name} hasn't reported yet"))?;
+            ensure!(
+                ready.status == "True",
+                "{name}: {}",
+                ready.message.as_deref().unwrap_or("not ready")
+            );
+            let taint = node.spec.iter().flat_map(|s| s.taints.iter().flatten()).next();
+            ensure!(
+                taint.is_none(),
+                "{name} has taint {}",
+                taint.map(|t| t.key.as_str()).unwrap_or_default()
+            );
+        }
+        Ok(())
+    })
+    .await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    eventually(NODES_START, "the default service account exists", || async {
+        accounts.get("default").await?;
+        Ok(())
+    })
+    .await
+}

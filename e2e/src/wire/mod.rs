@@ -1,0 +1,21 @@
+//! The network around the clusters: a bridge per partition, a router, and the outside.
+//!
+//! ```text
+//!            sw-X-out  198.51.100.10, .11            the outside server
+//!               │ eth0
+//!               │ outside
+//!            sw-X-rtr  .1 on every leg               forwards all, translates nothing
+//!               │ part1        │ part2
+//!  sw-X-wire   br1            br2                    one segment a partition
+//!             ┌─┴──┬─────┐     └──┐
+//!          a-cp  a-n1  b-n1     c-n1                 each a namespace with eth0
+//! ```
+//!
+//! The router has no route to any pod range and no reverse path filter: a packet that leaves a node with a pod's
+//! address still reaches the outside server, which records it. A leak is seen, not swallowed.
+
+pub mod address;
+mod build;
+pub mod netns;
+
+pub use build::{CARD, build, plug, route_pods, set_cable, unplug};
