@@ -14,5 +14,9 @@
 //! every replica and after every restart.
 #![forbid(unsafe_code)]
 
+pub mod address;
+pub mod alloc;
 pub mod node;
+pub mod overlay;
 pub mod plan;
+pub mod resolve;

@@ -1,0 +1,236 @@
+//! Gateways: their pools, their nodes, and who of them comes first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use spillway_crds::hub::MemberNode;
+use spillway_crds::member::NodeRef;
+
+use super::{Fault, FederationState, GatewayInput, MemberInput};
+use crate::address::{Addresses, Pool, Problem};
+use crate::alloc::{Egress, MemberBlock};
+use crate::plan::Digest;
+
+/// Most nodes that a plan lists for one gateway.
+const MAX_NODES: usize = 256;
+
+/// All gateways, by name.
+pub(super) struct Gateways<'a> {
+    by_name: BTreeMap<&'a str, Gateway<'a>>,
+}
+
+/// One gateway.
+pub(super) struct Gateway<'a> {
+    pub(super) input: &'a GatewayInput,
+    pub(super) pool: Pool,
+    /// The pool is the gateway's own: no policy may use the gateway otherwise.
+    pub(super) usable: bool,
+    pub(super) faults: Vec<Fault>,
+    /// Selected nodes by member, ready or not, sorted by name.
+    pub(super) hosts: BTreeMap<&'a str, Vec<&'a MemberNode>>,
+    /// Ready nodes, best first.
+    pub(super) order: Vec<NodeRef>,
+}
+
+impl<'a> Gateways<'a> {
+    pub(super) fn new(
+        state: &'a FederationState,
+        members: &BTreeMap<&'a str, &'a MemberInput>,
+        blocks: &BTreeMap<&'a str, MemberBlock>,
+    ) -> Self {
+        let inputs: BTreeMap<_, _> = state.gateways.iter().map(|g| (g.name.as_str(), g)).collect();
+        let mut sorted: Vec<_> = inputs.into_values().collect();
+        sorted.sort_by_key(|g| (g.created, &g.name));
+        let overlay = [IpNet::V4(state.overlay.v4()), IpNet::V6(state.overlay.v6())];
+        let mut older: Vec<Gateway<'a>> = Vec::new();
+        for input in sorted {
+            let mut gateway = Gateway::new(input, members, blocks);
+            gateway.claim(&overlay, &older);
+            older.push(gateway);
+        }
+        Self {
+            by_name: older.into_iter().map(|g| (g.input.name.as_str(), g)).collect(),
+        }
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Gateway<'a>> {
+        self.by_name.get(name)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Gateway<'a>> {
+        self.by_name.values()
+    }
+
+    /// Recorded identities, oldest gateway first.
+    pub(super) fn recorded(&self) -> Vec<(Egress, u16)> {
+        let mut sorted: Vec<_> = self.iter().map(|g| g.input).collect();
+        sorted.sort_by_key(|g| (g.created, &g.name));
+        sorted
+            .into_iter()
+            .flat_map(|g| {
+                g.identities.iter().filter_map(|r| {
+                    let addresses = Addresses::parse(&r.egress_ip).ok()?;
+                    Some((
+                        Egress {
+                            gateway: g.name.clone(),
+                            addresses,
+                        },
+                        r.id,
+                    ))
+                })
+            })
+            .collect()
+    }
+}
+
+impl<'a> Gateway<'a> {
+    fn new(
+        input: &'a GatewayInput,
+        members: &BTreeMap<&'a str, &'a MemberInput>,
+        blocks: &BTreeMap<&'a str, MemberBlock>,
+    ) -> Self {
+        let (pool, bad) = Pool::parse(&input.spec.addresses);
+        let mut faults: Vec<_> = bad
+            .into_iter()
+            .map(|b| {
+                let reason = if b.error.problem == Problem::Duplicate {
+                    "DuplicateEntry"
+                } else {
+                    "InvalidAddress"
+                };
+                Fault::new(reason, format!("spec.addresses.{}: {}", b.field, b.error))
+            })
+            .collect();
+        let mut hosts: BTreeMap<&str, BTreeMap<&str, &MemberNode>> = BTreeMap::new();
+        for (i, entry) in input.spec.nodes.iter().enumerate() {
+            if input.spec.nodes[..i].contains(entry) {
+                faults.push(Fault::new(
+                    "DuplicateEntry",
+                    format!("spec.nodes[{i}] repeats an earlier entry; remove one of the two"),
+                ));
+            }
+            let Some((name, member)) = members.get_key_value(entry.member.as_str()) else {
+                faults.push(Fault::new(
+                    "UnknownMember",
+                    format!(
+                        "spec.nodes[{i}].member: no member is named {:?}; join that cluster or correct the name",
+                        entry.member
+                    ),
+                ));
+                continue;
+            };
+            let nodes = usable_nodes(member, blocks.get(name));
+            hosts.entry(name).or_default().extend(
+                nodes
+                    .into_iter()
+                    .filter(|(_, n)| entry.selector.matches(&n.labels)),
+            );
+        }
+        hosts.retain(|_, nodes| !nodes.is_empty());
+        let hosts: BTreeMap<_, Vec<_>> = hosts
+            .into_iter()
+            .map(|(m, nodes)| (m, nodes.into_values().collect()))
+            .collect();
+        let order = order(&input.name, &hosts);
+        Self {
+            input,
+            pool,
+            usable: true,
+            faults,
+            hosts,
+            order,
+        }
+    }
+
+    /// Checks that the pool is nobody else's.
+    fn claim(&mut self, overlay: &[IpNet], older: &[Gateway<'a>]) {
+        if let Some(address) = overlay.iter().find_map(|net| self.pool.overlap_with(*net)) {
+            self.usable = false;
+            self.faults.insert(
+                0,
+                Fault::new(
+                    "AddressReserved",
+                    format!(
+                        "spec.addresses: {address} lies in the overlay range, which never leaves a cluster; choose addresses outside it"
+                    ),
+                ),
+            );
+        }
+        let taken = older
+            .iter()
+            .filter(|o| o.usable)
+            .find_map(|o| self.pool.overlap(&o.pool).map(|a| (o, a)));
+        if let Some((other, address)) = taken {
+            self.usable = false;
+            self.faults.insert(
+                0,
+                Fault::new(
+                    "AddressOverlap",
+                    format!(
+                        "spec.addresses: {address} belongs to the older gateway {:?}; take it out of one of the two pools",
+                        other.input.name
+                    ),
+                ),
+            );
+        }
+    }
+
+    /// True where the pool holds every address of `pair`.
+    pub(super) fn holds(&self, pair: &Addresses) -> bool {
+        pair.v4.is_none_or(|a| self.pool.contains(IpAddr::V4(a)))
+            && pair.v6.is_none_or(|a| self.pool.contains(IpAddr::V6(a)))
+    }
+}
+
+/// A member's nodes that can be at a tunnel's end: those with overlay addresses out of the member's own
+/// block, so that no member can pose as another's node. Of two nodes with the same name or the same
+/// overlay address the first in the sorted list counts.
+pub(super) fn usable_nodes<'a>(
+    member: &'a MemberInput,
+    block: Option<&MemberBlock>,
+) -> BTreeMap<&'a str, &'a MemberNode> {
+    let Some(block) = block else {
+        return BTreeMap::new();
+    };
+    let mut sorted: Vec<_> = member.nodes.iter().collect();
+    sorted.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut seen = BTreeSet::new();
+    let mut out = BTreeMap::new();
+    for node in sorted {
+        let Ok(overlay) = Addresses::parse(&node.overlay) else {
+            continue;
+        };
+        let Ok(underlay) = Addresses::parse(&node.underlay) else {
+            continue;
+        };
+        let own = [overlay.v4.map(IpAddr::V4), overlay.v6.map(IpAddr::V6)];
+        let fresh = own.iter().flatten().all(|a| !seen.contains(a));
+        if block.holds(&overlay) && !underlay.is_empty() && fresh && !out.contains_key(node.name.as_str()) {
+            seen.extend(own.into_iter().flatten());
+            out.insert(node.name.as_str(), node);
+        }
+    }
+    out
+}
+
+/// Ready nodes by rendezvous hash, highest first: the loss of a node moves only what it carried.
+fn order(gateway: &str, hosts: &BTreeMap<&str, Vec<&MemberNode>>) -> Vec<NodeRef> {
+    let mut ranked: Vec<_> = hosts
+        .iter()
+        .flat_map(|(member, nodes)| nodes.iter().filter(|n| n.ready).map(move |n| (*member, n)))
+        .map(|(member, node)| {
+            let weight = Digest::of(format!("{gateway}/{member}/{}", node.name).as_bytes());
+            (
+                weight,
+                NodeRef {
+                    member: member.into(),
+                    node: node.name.clone(),
+                },
+            )
+        })
+        .collect();
+    ranked.sort_by(|a, b| b.cmp(a));
+    ranked.truncate(MAX_NODES);
+    ranked.into_iter().map(|(_, n)| n).collect()
+}

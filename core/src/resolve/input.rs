@@ -1,0 +1,154 @@
+//! What resolution reads: the hub's objects without what only the API server needs of them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use spillway_crds::LabelSelector;
+use spillway_crds::address::PrefixPair;
+use spillway_crds::hub::{
+    Destinations, EgressGateway, EgressGatewaySpec, FederatedClusterEgressPolicy, FederatedEgressPolicy,
+    IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Through,
+};
+use spillway_crds::member::{PolicyRef, Tunnel};
+
+use crate::alloc::OverlayRange;
+
+/// Everything that resolution reads.
+#[derive(Clone, Debug, Default)]
+pub struct FederationState {
+    /// The overlay range.
+    pub overlay: OverlayRange,
+    /// Tunnel parameters.
+    pub tunnel: Tunnel,
+    /// Members.
+    pub members: Vec<MemberInput>,
+    /// Gateways.
+    pub gateways: Vec<GatewayInput>,
+    /// Policies of both kinds.
+    pub policies: Vec<PolicyInput>,
+}
+
+/// A member.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MemberInput {
+    /// Name.
+    pub name: String,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
+    /// Labels that policies select by.
+    pub labels: BTreeMap<String, String>,
+    /// Its partition.
+    pub partition: String,
+    /// Recorded number.
+    pub member_id: Option<u16>,
+    /// Recorded overlay prefixes.
+    pub overlay: Option<PrefixPair>,
+    /// Nodes as reported.
+    pub nodes: Vec<MemberNode>,
+    /// How far its plan has come.
+    pub progress: PlanProgress,
+}
+
+/// A gateway.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GatewayInput {
+    /// Name.
+    pub name: String,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
+    /// What the user wrote.
+    pub spec: EgressGatewaySpec,
+    /// Recorded identities.
+    pub identities: Vec<IdentityRecord>,
+}
+
+/// A policy of either kind.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyInput {
+    /// Which object.
+    pub source: PolicyRef,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
+    /// Selects members.
+    pub members: LabelSelector,
+    /// Selects namespaces; `None` for a namespaced policy.
+    pub namespaces: Option<LabelSelector>,
+    /// Selects pods.
+    pub pods: LabelSelector,
+    /// Destinations.
+    pub to: Destinations,
+    /// Gateways in order of preference.
+    pub through: Vec<Through>,
+    /// What happens while none is available.
+    pub on_unavailable: OnUnavailable,
+}
+
+fn created(metadata: &ObjectMeta) -> i64 {
+    metadata
+        .creation_timestamp
+        .as_ref()
+        .map_or(i64::MAX, |t| t.0.as_second())
+}
+
+impl From<&Member> for MemberInput {
+    fn from(m: &Member) -> Self {
+        let status = m.status.clone().unwrap_or_default();
+        Self {
+            name: m.metadata.name.clone().unwrap_or_default(),
+            created: created(&m.metadata),
+            labels: m.metadata.labels.clone().unwrap_or_default(),
+            partition: m.spec.partition.clone(),
+            member_id: status.member_id,
+            overlay: status.overlay,
+            nodes: status.nodes,
+            progress: status.plan,
+        }
+    }
+}
+
+impl From<&EgressGateway> for GatewayInput {
+    fn from(g: &EgressGateway) -> Self {
+        Self {
+            name: g.metadata.name.clone().unwrap_or_default(),
+            created: created(&g.metadata),
+            spec: g.spec.clone(),
+            identities: g.status.clone().unwrap_or_default().identities,
+        }
+    }
+}
+
+impl From<&FederatedEgressPolicy> for PolicyInput {
+    fn from(p: &FederatedEgressPolicy) -> Self {
+        Self {
+            source: PolicyRef {
+                namespace: Some(p.metadata.namespace.clone().unwrap_or_default()),
+                name: p.metadata.name.clone().unwrap_or_default(),
+            },
+            created: created(&p.metadata),
+            members: p.spec.members.clone(),
+            namespaces: None,
+            pods: p.spec.pods.clone(),
+            to: p.spec.to.clone(),
+            through: p.spec.through.clone(),
+            on_unavailable: p.spec.on_unavailable,
+        }
+    }
+}
+
+impl From<&FederatedClusterEgressPolicy> for PolicyInput {
+    fn from(p: &FederatedClusterEgressPolicy) -> Self {
+        Self {
+            source: PolicyRef {
+                namespace: None,
+                name: p.metadata.name.clone().unwrap_or_default(),
+            },
+            created: created(&p.metadata),
+            members: p.spec.members.clone(),
+            namespaces: Some(p.spec.namespaces.clone()),
+            pods: p.spec.pods.clone(),
+            to: p.spec.to.clone(),
+            through: p.spec.through.clone(),
+            on_unavailable: p.spec.on_unavailable,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! From what users wrote and what is recorded to what every member must realise.
+//!
+//! ```text
+//!  FederationState ── gateway::Gateways ──┐
+//!        │                                ├─ plan::plans ──── Resolution.plans
+//!        └──────────── policy::Policies ──┘        │
+//!                        │                         └─ status ── Resolution.{members,gateways,policies}
+//!                        └─ allocations not yet recorded ────── Resolution.allocations, .waiting
+//! ```
+//!
+//! Plans name only numbers that are *recorded*, so that every replica makes the same plans of the same
+//! objects. What still has to be recorded comes out beside them; the members whose plans will change by
+//! it are `waiting` and keep their previous plan until then.
+//!
+//! An object that isn't valid costs nobody but itself: what of it makes sense is planned, and where that
+//! leaves a policy without a gateway, its `onUnavailable` rules. So an edit gone wrong blocks; it never leaks.
+
+mod gateway;
+mod input;
+mod plan;
+mod policy;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use spillway_crds::address::PrefixPair;
+use spillway_crds::condition::Verdict;
+use spillway_crds::hub::{IdentityRecord, ResolvedEgress};
+use spillway_crds::member::PolicyRef;
+
+pub use input::{FederationState, GatewayInput, MemberInput, PolicyInput};
+
+use crate::alloc;
+use crate::plan::Plan;
+
+/// What the hub makes of the federation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resolution {
+    /// The plan of each member whose id is recorded.
+    pub plans: BTreeMap<String, Plan>,
+    /// What has to be recorded.
+    pub allocations: Allocations,
+    /// Members whose plans await `allocations`: they keep the plan they have.
+    pub waiting: BTreeSet<String>,
+    /// What to say of each member.
+    pub members: BTreeMap<String, Vec<Verdict>>,
+    /// What to say of each gateway.
+    pub gateways: BTreeMap<String, GatewayOutcome>,
+    /// What to say of each policy.
+    pub policies: BTreeMap<PolicyRef, PolicyOutcome>,
+}
+
+/// Numbers that differ from the recorded ones.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Allocations {
+    /// Members' ids and overlay prefixes.
+    pub members: BTreeMap<String, MemberAllocation>,
+    /// Gateways' identities: the whole list of each gateway whose list changes, sorted by number.
+    pub gateways: BTreeMap<String, Vec<IdentityRecord>>,
+}
+
+impl Allocations {
+    /// True where everything is recorded.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.gateways.is_empty()
+    }
+}
+
+/// What a member is given.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MemberAllocation {
+    /// Its number.
+    pub id: u16,
+    /// Its part of the overlay range.
+    pub overlay: PrefixPair,
+}
+
+/// What to say of a gateway.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct GatewayOutcome {
+    /// `member/node` that carries the traffic.
+    pub holder: Option<String>,
+    /// How many selected nodes are ready.
+    pub ready_nodes: u32,
+    /// `Accepted` and `Programmed`.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// What to say of a policy.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PolicyOutcome {
+    /// The usable entries of `through`, with the recorded identities.
+    pub egress: Vec<ResolvedEgress>,
+    /// Members that the policy selects, sorted.
+    pub selected: Vec<String>,
+    /// How many of them have it in every node's kernel.
+    pub programmed: u32,
+    /// `Accepted` and `Programmed`.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// Something about an object that can't be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Fault {
+    reason: &'static str,
+    message: String,
+}
+
+impl Fault {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// Resolves the federation. The order of the lists in `state` doesn't matter; of two objects with the
+/// same name one is taken.
+pub fn resolve(state: &FederationState) -> Resolution {
+    let members: BTreeMap<&str, &MemberInput> = state.members.iter().map(|m| (m.name.as_str(), m)).collect();
+    let ids = alloc::member_ids(oldest_first(&members).map(|m| (m.name.as_str(), m.member_id)));
+    let mut allocations = Allocations::default();
+    let mut recorded = BTreeMap::new();
+    for (name, id) in &ids {
+        let block = state.overlay.member(*id);
+        let member = members[name];
+        if member.member_id == Some(*id) && member.overlay.as_ref() == Some(&block.pair()) {
+            recorded.insert(*name, block);
+        } else {
+            allocations.members.insert(
+                (*name).into(),
+                MemberAllocation {
+                    id: *id,
+                    overlay: block.pair(),
+                },
+            );
+        }
+    }
+
+    let gateways = gateway::Gateways::new(state, &members, &recorded);
+    let policies = policy::Policies::new(state, &members, &gateways);
+    let identities = policies.identities(&gateways, &mut allocations);
+    let made = plan::plans(state, &members, &recorded, &gateways, &policies, &identities);
+    let digests = made.plans.iter().map(|(m, p)| (m.as_str(), p.digest())).collect();
+    let view = status::View {
+        members: &members,
+        ids: &ids,
+        digests: &digests,
+        waiting: &made.waiting,
+        gateways: &gateways,
+        policies: &policies,
+        identities: &identities,
+    };
+    Resolution {
+        allocations,
+        members: view.members(),
+        gateways: view.gateways(),
+        policies: view.policies(),
+        waiting: made.waiting,
+        plans: made.plans,
+    }
+}
+
+fn oldest_first<'a>(
+    members: &BTreeMap<&'a str, &'a MemberInput>,
+) -> impl Iterator<Item = &'a MemberInput> + use<'a> {
+    let mut sorted: Vec<_> = members.values().copied().collect();
+    sorted.sort_by_key(|m| (m.created, &m.name));
+    sorted.into_iter()
+}

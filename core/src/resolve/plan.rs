@@ -1,0 +1,207 @@
+//! Who gets what: each member's plan holds what concerns its own pods and its own gateway nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use spillway_crds::hub::MemberNode;
+use spillway_crds::member::{
+    PeerNode, PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec,
+    PlannedThrough,
+};
+
+use super::gateway::{Gateway, Gateways, usable_nodes};
+use super::policy::{Identities, Policies, Policy};
+use super::{FederationState, MemberInput};
+use crate::address::Addresses;
+use crate::alloc::{Egress, MemberBlock};
+use crate::plan::{Plan, Resource};
+
+/// Plans, and members whose plans await an allocation.
+pub(super) struct Made {
+    pub(super) plans: BTreeMap<String, Plan>,
+    pub(super) waiting: BTreeSet<String>,
+}
+
+/// Which members use what, gathered once over all policies.
+#[derive(Default)]
+struct Usage<'a> {
+    policies: BTreeMap<&'a str, Vec<&'a Policy<'a>>>,
+    /// Members by gateway.
+    gateways: BTreeMap<&'a str, BTreeSet<&'a str>>,
+    /// Members by identity.
+    egress: BTreeMap<&'a Egress, BTreeSet<&'a str>>,
+}
+
+pub(super) fn plans<'a>(
+    state: &'a FederationState,
+    members: &BTreeMap<&'a str, &'a MemberInput>,
+    blocks: &BTreeMap<&'a str, MemberBlock>,
+    gateways: &'a Gateways<'a>,
+    policies: &'a Policies<'a>,
+    identities: &Identities,
+) -> Made {
+    let mut usage = Usage::default();
+    let mut waiting = BTreeSet::new();
+    for policy in policies.iter().filter(|p| p.planned()) {
+        for member in &policy.selected {
+            usage.policies.entry(member).or_default().push(policy);
+        }
+        for egress in &policy.through {
+            if identities.awaited(egress) {
+                let hosts = gateways
+                    .get(&egress.gateway)
+                    .into_iter()
+                    .flat_map(|g| g.hosts.keys());
+                waiting.extend(policy.selected.iter().chain(hosts).map(|m| (*m).to_owned()));
+            }
+            usage
+                .gateways
+                .entry(&egress.gateway)
+                .or_default()
+                .extend(&policy.selected);
+            usage.egress.entry(egress).or_default().extend(&policy.selected);
+        }
+    }
+    let nodes: BTreeMap<_, _> = members
+        .iter()
+        .map(|(name, m)| (*name, usable_nodes(m, blocks.get(name))))
+        .collect();
+    let maker = Maker {
+        state,
+        members,
+        blocks,
+        gateways,
+        identities,
+        usage,
+        nodes,
+    };
+    let plans = blocks
+        .iter()
+        .map(|(name, block)| ((*name).to_owned(), maker.plan(name, block)))
+        .collect();
+    Made { plans, waiting }
+}
+
+struct Maker<'a, 'b> {
+    state: &'a FederationState,
+    members: &'b BTreeMap<&'a str, &'a MemberInput>,
+    blocks: &'b BTreeMap<&'a str, MemberBlock>,
+    gateways: &'a Gateways<'a>,
+    identities: &'b Identities,
+    usage: Usage<'a>,
+    nodes: BTreeMap<&'a str, BTreeMap<&'a str, &'a MemberNode>>,
+}
+
+impl<'a> Maker<'a, '_> {
+    fn plan(&self, member: &str, block: &MemberBlock) -> Plan {
+        let input = self.members[member];
+        let id = input.member_id.unwrap_or_default();
+        let mut resources = vec![Resource::Member(PlannedMemberSpec {
+            member: member.into(),
+            member_id: id,
+            overlay: block.pair(),
+            overlay_range: self.state.overlay.pair(),
+            partition: input.partition.clone(),
+            tunnel: self.state.tunnel.clone(),
+        })];
+        let own = self.usage.policies.get(member).map_or(&[][..], Vec::as_slice);
+        resources.extend(own.iter().map(|p| self.policy(p)).map(Resource::Policy));
+        let mut peers: BTreeMap<&str, BTreeMap<&str, &MemberNode>> = BTreeMap::new();
+        for gateway in self.gateways.iter().filter(|g| g.usable) {
+            let name = gateway.input.name.as_str();
+            let all_users = self.usage.gateways.get(name);
+            let uses = all_users.is_some_and(|u| u.contains(member));
+            let hosts = gateway.hosts.contains_key(member);
+            if uses {
+                for (host, nodes) in &gateway.hosts {
+                    let named = nodes.iter().map(|n| (n.name.as_str(), *n));
+                    peers.entry(host).or_default().extend(named);
+                }
+            }
+            if hosts {
+                for user in all_users.into_iter().flatten() {
+                    let nodes = self.nodes.get(user).into_iter().flatten();
+                    peers.entry(user).or_default().extend(nodes);
+                }
+            }
+            if uses || hosts {
+                resources.push(Resource::Gateway(self.gateway(gateway, member, hosts)));
+            }
+        }
+        peers.remove(member);
+        peers.retain(|_, nodes| !nodes.is_empty());
+        resources.extend(
+            peers
+                .into_iter()
+                .map(|(name, nodes)| Resource::Peer(self.peer(name, nodes))),
+        );
+        Plan::new(resources)
+    }
+
+    fn policy(&self, policy: &Policy<'a>) -> PlannedPolicySpec {
+        let input = policy.input;
+        PlannedPolicySpec {
+            source: input.source.clone(),
+            created: input.created,
+            namespaces: input.namespaces.clone(),
+            pods: input.pods.clone(),
+            to: policy.to.clone().unwrap_or_default(),
+            through: policy
+                .through
+                .iter()
+                .filter_map(|e| {
+                    Some(PlannedThrough {
+                        gateway: e.gateway.clone(),
+                        identity: self.identities.get(e)?,
+                    })
+                })
+                .collect(),
+            on_unavailable: input.on_unavailable,
+        }
+    }
+
+    fn gateway(&self, gateway: &Gateway<'a>, member: &str, hosts: bool) -> PlannedGatewaySpec {
+        let mut identities: Vec<_> = self
+            .usage
+            .egress
+            .iter()
+            .filter(|(e, users)| e.gateway == gateway.input.name && (hosts || users.contains(member)))
+            .filter_map(|(e, users)| {
+                let granted = users
+                    .iter()
+                    .filter(|_| hosts)
+                    .filter_map(|u| self.blocks.get(u))
+                    .map(MemberBlock::pair)
+                    .collect();
+                Some(PlannedIdentity {
+                    id: self.identities.get(e)?,
+                    egress_ip: e.addresses.into(),
+                    granted,
+                })
+            })
+            .collect();
+        identities.sort_by_key(|i| i.id);
+        PlannedGatewaySpec {
+            gateway: gateway.input.name.clone(),
+            nodes: gateway.order.clone(),
+            identities,
+        }
+    }
+
+    fn peer(&self, name: &str, nodes: BTreeMap<&str, &MemberNode>) -> PlannedPeerSpec {
+        PlannedPeerSpec {
+            member: name.into(),
+            partition: self.members[name].partition.clone(),
+            nodes: nodes.into_values().map(peer_node).collect(),
+        }
+    }
+}
+
+/// Addresses in their one canonical spelling, so that a report in another one doesn't change the plan.
+fn peer_node(node: &MemberNode) -> PeerNode {
+    let canonical = |pair| Addresses::parse(pair).unwrap_or_default().into();
+    PeerNode {
+        name: node.name.clone(),
+        overlay: canonical(&node.overlay),
+        underlay: canonical(&node.underlay),
+    }
+}

@@ -1,0 +1,231 @@
+//! What to tell users of their objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use spillway_crds::condition::{ConditionType, Verdict};
+use spillway_crds::hub::ResolvedEgress;
+use spillway_crds::member::PolicyRef;
+
+use super::gateway::{Gateway, Gateways};
+use super::policy::{Identities, Policies, Policy};
+use super::{Fault, GatewayOutcome, MemberInput, PolicyOutcome};
+use crate::plan::Digest;
+
+/// Faults that one message lists; the rest shows once these are mended.
+const MAX_FAULTS: usize = 8;
+/// Names that one message lists.
+const MAX_NAMES: usize = 5;
+
+/// Everything a verdict depends on.
+pub(super) struct View<'a, 'b> {
+    pub(super) members: &'b BTreeMap<&'a str, &'a MemberInput>,
+    pub(super) ids: &'b BTreeMap<&'a str, u16>,
+    pub(super) digests: &'b BTreeMap<&'b str, Digest>,
+    pub(super) waiting: &'b BTreeSet<String>,
+    pub(super) gateways: &'b Gateways<'a>,
+    pub(super) policies: &'b Policies<'a>,
+    pub(super) identities: &'b Identities,
+}
+
+/// How a member stands to its current plan.
+enum Progress {
+    Programmed,
+    Pending,
+    Refused(String),
+}
+
+impl View<'_, '_> {
+    pub(super) fn members(&self) -> BTreeMap<String, Vec<Verdict>> {
+        self.members
+            .keys()
+            .map(|name| ((*name).to_owned(), self.member(name)))
+            .collect()
+    }
+
+    fn member(&self, name: &str) -> Vec<Verdict> {
+        let accepted = if self.ids.contains_key(name) {
+            Verdict::yes(ConditionType::Accepted, "Accepted", "")
+        } else {
+            Verdict::no(
+                ConditionType::Accepted,
+                "NoFreeMemberId",
+                "the federation already has 4095 members; remove one that is gone",
+            )
+        };
+        let programmed = match self.progress(name) {
+            Progress::Programmed => Verdict::yes(ConditionType::Programmed, "Programmed", ""),
+            Progress::Pending => Verdict::no(
+                ConditionType::Programmed,
+                "Pending",
+                "not every node has the newest plan yet",
+            ),
+            Progress::Refused(why) => Verdict::no(ConditionType::Programmed, "Refused", why),
+        };
+        vec![accepted, programmed]
+    }
+
+    pub(super) fn gateways(&self) -> BTreeMap<String, GatewayOutcome> {
+        self.gateways
+            .iter()
+            .map(|g| {
+                let outcome = GatewayOutcome {
+                    holder: g.order.first().map(|n| format!("{}/{}", n.member, n.node)),
+                    ready_nodes: u32::try_from(g.order.len()).unwrap_or(u32::MAX),
+                    verdicts: vec![accepted(&g.faults), self.gateway(g)],
+                };
+                (g.input.name.clone(), outcome)
+            })
+            .collect()
+    }
+
+    fn gateway(&self, gateway: &Gateway<'_>) -> Verdict {
+        if !gateway.usable {
+            return invalid();
+        }
+        if gateway.hosts.is_empty() {
+            return Verdict::no(
+                ConditionType::Programmed,
+                "NoMatchingNode",
+                "spec.nodes selects no node that a member reported; label a node or correct the selector",
+            );
+        }
+        if gateway.order.is_empty() {
+            return Verdict::no(
+                ConditionType::Programmed,
+                "NoReadyNode",
+                "nodes are selected, but none of them is ready",
+            );
+        }
+        self.programmed(gateway.hosts.keys().copied()).0
+    }
+
+    pub(super) fn policies(&self) -> BTreeMap<PolicyRef, PolicyOutcome> {
+        self.policies
+            .iter()
+            .map(|p| (p.input.source.clone(), self.policy(p)))
+            .collect()
+    }
+
+    fn policy(&self, policy: &Policy<'_>) -> PolicyOutcome {
+        let mut faults = policy.faults.clone();
+        if policy.through.iter().any(|e| self.identities.exhausted(e)) {
+            faults.push(Fault::new(
+                "IdentitiesExhausted",
+                "all 65535 identities are in use; let policies share egress IPs",
+            ));
+        }
+        let egress = policy
+            .through
+            .iter()
+            .filter_map(|e| {
+                Some(ResolvedEgress {
+                    gateway: e.gateway.clone(),
+                    identity: self.identities.get(e)?,
+                    egress_ip: e.addresses.into(),
+                })
+            })
+            .collect();
+        let selected = policy.selected.iter().copied();
+        let (verdict, programmed) = self.programmed(selected);
+        let refused = verdict.reason == "Refused";
+        let available = policy
+            .through
+            .iter()
+            .filter_map(|e| self.gateways.get(&e.gateway))
+            .any(|g| !g.order.is_empty());
+        let verdict = if !faults.is_empty() {
+            invalid()
+        } else if policy.selected.is_empty() {
+            Verdict::no(
+                ConditionType::Programmed,
+                "NoMemberSelected",
+                "spec.members selects no member; label a Member or correct the selector",
+            )
+        } else if !refused && !available {
+            Verdict::no(
+                ConditionType::Programmed,
+                "NoReadyNode",
+                "no gateway of spec.through has a ready node; spec.onUnavailable rules until one has",
+            )
+        } else {
+            verdict
+        };
+        PolicyOutcome {
+            egress,
+            selected: policy.selected.iter().map(|m| (*m).to_owned()).collect(),
+            programmed: if policy.planned() { programmed } else { 0 },
+            verdicts: vec![accepted(&faults), verdict],
+        }
+    }
+
+    /// `Programmed` over some members, and how many of them have their newest plan.
+    fn programmed<'m>(&self, members: impl Iterator<Item = &'m str>) -> (Verdict, u32) {
+        let (mut done, mut pending, mut refused) = (0, Vec::new(), Vec::new());
+        for member in members {
+            match self.progress(member) {
+                Progress::Programmed => done += 1,
+                Progress::Pending => pending.push(member),
+                Progress::Refused(why) => refused.push(format!("{member}: {why}")),
+            }
+        }
+        let verdict = if !refused.is_empty() {
+            refused.truncate(MAX_FAULTS);
+            Verdict::no(ConditionType::Programmed, "Refused", refused.join("; "))
+        } else if !pending.is_empty() {
+            let more = pending.len().saturating_sub(MAX_NAMES);
+            pending.truncate(MAX_NAMES);
+            let names = pending.join(", ");
+            let message = if more > 0 {
+                format!("waiting for {names} and {more} more")
+            } else {
+                format!("waiting for {names}")
+            };
+            Verdict::no(ConditionType::Programmed, "Pending", message)
+        } else {
+            Verdict::yes(ConditionType::Programmed, "Programmed", "")
+        };
+        (verdict, done)
+    }
+
+    fn progress(&self, member: &str) -> Progress {
+        let Some(current) = self.digests.get(member).map(Digest::to_string) else {
+            return Progress::Pending;
+        };
+        let progress = &self.members[member].progress;
+        if let Some(refusal) = progress.refusal.as_ref().filter(|r| r.digest == current) {
+            let why = if refusal.resource.is_empty() {
+                refusal.reason.clone()
+            } else {
+                format!("{}: {}", refusal.resource, refusal.reason)
+            };
+            return Progress::Refused(why);
+        }
+        if progress.programmed.as_ref() == Some(&current) && !self.waiting.contains(member) {
+            Progress::Programmed
+        } else {
+            Progress::Pending
+        }
+    }
+}
+
+fn accepted(faults: &[Fault]) -> Verdict {
+    match faults.first() {
+        None => Verdict::yes(ConditionType::Accepted, "Accepted", ""),
+        Some(first) => {
+            let messages: Vec<_> = faults
+                .iter()
+                .take(MAX_FAULTS)
+                .map(|f| f.message.as_str())
+                .collect();
+            Verdict::no(ConditionType::Accepted, first.reason, messages.join("; "))
+        }
+    }
+}
+
+fn invalid() -> Verdict {
+    Verdict::no(
+        ConditionType::Programmed,
+        "NotAccepted",
+        "not everything that is asked for can be done; see Accepted",
+    )
+}
