@@ -87,24 +87,20 @@ pub fn set(
         observed_generation: generation,
         last_transition_time: since,
     };
-    match conditions.iter_mut().find(|c| c.type_ == verdict.kind.as_str()) {
-        Some(old) => {
-            let since = if old.status == status {
-                old.last_transition_time.clone()
-            } else {
-                Time(now)
-            };
-            let new = fresh(since);
-            let changed = *old != new;
-            *old = new;
-            changed
-        }
-        None => {
-            conditions.push(fresh(Time(now)));
-            conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-            true
-        }
+    if let Some(old) = conditions.iter_mut().find(|c| c.type_ == verdict.kind.as_str()) {
+        let since = if old.status == status {
+            old.last_transition_time.clone()
+        } else {
+            Time(now)
+        };
+        let new = fresh(since);
+        let changed = *old != new;
+        *old = new;
+        return changed;
     }
+    conditions.push(fresh(Time(now)));
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    true
 }
 
 /// True where the condition is present and `True`.

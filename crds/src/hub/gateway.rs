@@ -89,7 +89,10 @@ pub struct EgressGatewayStatus {
     pub identities: Vec<IdentityRecord>,
     /// `Accepted`, `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
+    )]
     pub conditions: Vec<Condition>,
 }
 

@@ -67,10 +67,16 @@ pub struct MemberStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub connected_to: Option<String>,
-    /// Serial number (hex) of the certificate the member last used, for revocation.
+    /// Serial number (hex) of the newest certificate that the member was given. Any other than this and
+    /// the one before is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub certificate_serial: Option<String>,
+    /// Serial number of the certificate before: still good, since the answer to a renewal may get lost.
+    /// Absent after a new enrolment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub previous_certificate_serial: Option<String>,
     /// Number of nodes, for the printer column.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_count: Option<u32>,
@@ -83,7 +89,10 @@ pub struct MemberStatus {
     pub plan: PlanProgress,
     /// `Connected`, `Accepted`, `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
+    )]
     pub conditions: Vec<Condition>,
 }
 

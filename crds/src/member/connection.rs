@@ -65,6 +65,9 @@ pub struct HubConnectionStatus {
     /// `PinMismatch`, `TokenUnknown`, `TokenUsed`, `TokenExpired`, `TokenForOtherMember`, `NameTaken`,
     /// `TokenMissing`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
+    )]
     pub conditions: Vec<Condition>,
 }
