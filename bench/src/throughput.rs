@@ -1,0 +1,132 @@
+//! Throughput pod → gateway → server beside plain kernel VXLAN and masquerade, set up by hand between
+//! the same two nodes.
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use spillway_e2e::federation::{Egress, Federation, OUTSIDE, StoryPod};
+
+use super::figures::{Figures, percentile};
+
+/// Rounds; each measures both, one after the other, so that the machine's moods hit both.
+const ROUNDS: usize = 7;
+const SECONDS: &str = "3";
+/// What the policy takes, and what goes through the tunnel made by hand.
+const OURS: &str = "198.51.100.10:7002";
+const BY_HAND: &str = "198.51.100.11:7002";
+
+#[derive(Deserialize)]
+struct Transfer {
+    bytes: u64,
+    seconds: f64,
+}
+
+/// Both, in turn.
+pub(crate) async fn against_plain_vxlan(federation: &Federation, figures: &mut Figures) -> Result<()> {
+    let story = federation.story("bench-throughput").await?;
+    story
+        .policy(
+            "bank",
+            "app=billing",
+            "198.51.100.10/32",
+            "frankfurt",
+            "203.0.113.10",
+        )
+        .await?;
+    let pod = story.pod("b", "billing", "app=billing").await?;
+    pod.leaves_from(OUTSIDE, Egress::Ip("203.0.113.10")).await?;
+    let tunnel = ByHand::set_up(federation, &pod).await?;
+    let gateway = federation.node("a-n2")?.plan().ipv4.to_string();
+    pod.leaves_from("198.51.100.11:7000", Egress::Ip(&gateway))
+        .await
+        .context("the tunnel made by hand")?;
+
+    let (mut ours, mut by_hand, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let (a, b) = (send(&pod, OURS).await?, send(&pod, BY_HAND).await?);
+        ours.push(a);
+        by_hand.push(b);
+        ratios.push(a / b);
+    }
+    tunnel.remove(federation).await?;
+    figures.compare(
+        &format!("throughput of one TCP connection, median of {ROUNDS}"),
+        percentile(&ours, 50),
+        "Gbit/s",
+        "plain VXLAN + masquerade, same nodes",
+        percentile(&by_hand, 50),
+    );
+    figures.add(
+        "the same, median of the pairwise ratios",
+        percentile(&ratios, 50),
+        "ratio",
+    );
+    story.end().await
+}
+
+async fn send(pod: &StoryPod<'_>, to: &str) -> Result<f64> {
+    let said = pod
+        .pod()
+        .run(&["probe", "send", to, "--seconds", SECONDS])
+        .await?
+        .success()?;
+    let transfer: Transfer =
+        serde_json::from_str(&said).with_context(|| format!("the probe said {said:?}"))?;
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    let bits = transfer.bytes as f64 * 8.0;
+    Ok(bits / transfer.seconds / 1e9)
+}
+
+/// A VXLAN tunnel between b-n1 and a-n2, with one masquerade at its end.
+struct ByHand {
+    pod: String,
+}
+
+impl ByHand {
+    async fn set_up(federation: &Federation, pod: &StoryPod<'_>) -> Result<Self> {
+        let pod = pod.ip().to_string();
+        let (source, gateway) = (federation.node("b-n1")?, federation.node("a-n2")?);
+        let (from, to) = (source.plan().ipv4, gateway.plan().ipv4);
+        let tunnel = |local: &dyn std::fmt::Display, remote: &dyn std::fmt::Display, host: u8| {
+            format!(
+                "ip link add plain0 type vxlan id 77 dstport 4977 local {local} remote {remote} nolearning && \
+                 ip addr add 10.99.0.{host}/30 dev plain0 && ip link set plain0 mtu 1450 up && \
+                 sysctl -qw net.ipv4.conf.plain0.rp_filter=2"
+            )
+        };
+        // The pod's address stays on the way to the gateway: the node's own masquerade is told to let it be.
+        let at_source = format!(
+            "{} && ip route add default via 10.99.0.2 dev plain0 table 977 && \
+             ip rule add pref 50 from {pod} to 198.51.100.11 lookup 977 && \
+             for t in $(nft list tables | awk '/masq/ {{print $2 \"/\" $3}}'); do \
+               c=$(nft list table ${{t%/*}} ${{t#*/}} | awk '/chain/ {{print $2; exit}}'); \
+               nft insert rule ${{t%/*}} ${{t#*/}} $c oifname plain0 return; done",
+            tunnel(&from, &to, 1)
+        );
+        let at_gateway = format!(
+            "{} && ip route add {pod}/32 via 10.99.0.1 dev plain0 && \
+             nft add table ip plain && \
+             nft 'add chain ip plain post {{ type nat hook postrouting priority 90; }}' && \
+             nft add rule ip plain post ip saddr {pod} oifname eth0 masquerade",
+            tunnel(&to, &from, 2)
+        );
+        source.exec(&["sh", "-c", &at_source]).await?.success()?;
+        gateway.exec(&["sh", "-c", &at_gateway]).await?.success()?;
+        Ok(Self { pod })
+    }
+
+    async fn remove(self, federation: &Federation) -> Result<()> {
+        let at_source = format!("ip rule del pref 50 from {}; ip link del plain0", self.pod);
+        federation
+            .node("b-n1")?
+            .exec(&["sh", "-c", &at_source])
+            .await?
+            .success()?;
+        let at_gateway = "nft delete table ip plain; ip link del plain0";
+        federation
+            .node("a-n2")?
+            .exec(&["sh", "-c", at_gateway])
+            .await?
+            .success()
+            .map(drop)
+    }
+}

@@ -1,0 +1,213 @@
+//! A federation on an arena: installed, joined and asked as its users do, through the `spillway`
+//! program, kubectl and the outside server.
+//!
+//! ```text
+//!  hub-n1                  the hub, two replicas, behind NodePort 30943
+//!  a-n1, a-n2 (egress)     member a; a-n2 is gateway frankfurt (203.0.113.10-19)
+//!  b-n1, b-n2 (egress)     member b; b-n2 is gateway vienna (203.0.113.20-29)
+//! ```
+//! All clusters have the same pod and service ranges.
+
+mod daemons;
+mod diagnose;
+mod hub;
+mod kernel;
+mod membership;
+mod story;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::process::Command;
+
+pub use daemons::Frozen;
+pub use membership::Token;
+pub use story::Story;
+pub use traffic::{Egress, StoryPod, Watch};
+
+use crate::scenario::{Arena, Cluster, Node};
+use crate::state::{ArenaSpec, ClusterSpec};
+
+/// The outside server over IPv4.
+pub const OUTSIDE: &str = "198.51.100.10:7000";
+/// Its second IPv4 address.
+pub const OUTSIDE_OTHER: &str = "198.51.100.11:7000";
+/// The outside server over IPv6.
+pub const OUTSIDE_V6: &str = "[2001:db8:51::10]:7000";
+/// Node port of the hub's service.
+const HUB_PORT: u16 = 30_943;
+/// How long convergence may take on a busy machine before a scenario gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The two gateways that every scenario may use.
+const GATEWAYS: &str = "
+apiVersion: spillway.io/v1alpha1
+kind: EgressGateway
+metadata: {name: frankfurt}
+spec:
+  nodes: [{member: a, selector: {matchLabels: {egress: 'true'}}}]
+  addresses: {ipv4: [203.0.113.10-203.0.113.19], ipv6: ['2001:db8:113::10-2001:db8:113::19']}
+---
+apiVersion: spillway.io/v1alpha1
+kind: EgressGateway
+metadata: {name: vienna}
+spec:
+  nodes: [{member: b, selector: {matchLabels: {egress: 'true'}}}]
+  addresses: {ipv4: [203.0.113.20-203.0.113.29], ipv6: ['2001:db8:113::20-2001:db8:113::29']}
+";
+
+/// A hub and two members.
+pub struct Federation {
+    arena: Arena,
+    clusters: BTreeMap<String, Cluster>,
+}
+
+impl Federation {
+    /// The arena that a federation stands on.
+    pub fn arena_spec(name: &str) -> ArenaSpec {
+        let egress = BTreeMap::from([("egress".to_owned(), "true".to_owned())]);
+        let member = |cluster: &str| {
+            let mut spec = ClusterSpec::new(cluster, 2);
+            spec.node_labels = BTreeMap::from([(format!("{cluster}-n2"), egress.clone())]);
+            spec
+        };
+        ArenaSpec {
+            name: name.to_owned(),
+            clusters: vec![ClusterSpec::new("hub", 1), member("a"), member("b")],
+        }
+    }
+
+    /// Brings the clusters up, installs the hub, joins both members, offers the gateways.
+    ///
+    /// With `SPILLWAY_ARENA=name` in the environment an arena of that name is used, brought up if
+    /// there is none and left standing: for working on one scenario again and again.
+    pub async fn up(name: &str) -> Result<Self> {
+        let kept = std::env::var("SPILLWAY_ARENA").ok();
+        let arena = match &kept {
+            Some(name) => Arena::attach_or_up(&Self::arena_spec(name)).await?,
+            None => {
+                Arena::up(&Self::arena_spec(&format!(
+                    "{name}-{}",
+                    std::process::id() % 10_000
+                )))
+                .await?
+            }
+        };
+        let federation = Self::on(arena).await?;
+        if kept.is_some() {
+            federation.arena.load_workspace().await?;
+        }
+        federation.install_hub().await.context("installing the hub")?;
+        for (member, region) in [("a", "region=eu"), ("b", "region=eu")] {
+            if federation.member_exists(member).await? {
+                continue;
+            }
+            let token = federation.token(member, &[region]).await?;
+            federation
+                .join(member, &token)
+                .await
+                .with_context(|| format!("joining {member}"))?;
+        }
+        federation.offer_gateways().await?;
+        Ok(federation)
+    }
+
+    /// A federation on an arena that is up, with nothing installed yet.
+    pub async fn on(arena: Arena) -> Result<Self> {
+        let mut clusters = BTreeMap::new();
+        for name in ["hub", "a", "b"] {
+            clusters.insert(name.to_owned(), arena.cluster(name).await?);
+        }
+        Ok(Self { arena, clusters })
+    }
+
+    /// Offers gateways frankfurt and vienna.
+    pub async fn offer_gateways(&self) -> Result<()> {
+        self.apply_hub(GATEWAYS).await
+    }
+
+    /// Takes everything down; an arena that was there before stays.
+    pub async fn down(self) -> Result<()> {
+        drop(self.clusters);
+        if std::env::var_os("SPILLWAY_ARENA").is_some() {
+            let _left_standing = self.arena.keep();
+            return Ok(());
+        }
+        self.arena.down().await
+    }
+
+    /// The arena below.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Gives the arena back, to be kept or taken down.
+    pub fn into_arena(self) -> Arena {
+        self.arena
+    }
+
+    /// A cluster by name: `hub`, `a`, `b`.
+    pub fn cluster(&self, name: &str) -> Result<&Cluster> {
+        self.clusters
+            .get(name)
+            .with_context(|| format!("there is no cluster {name}"))
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Result<Node> {
+        self.arena.node(name)
+    }
+
+    /// The member that a node belongs to.
+    pub fn member_of(&self, node: &str) -> Result<&Cluster> {
+        self.cluster(node.split('-').next().unwrap_or_default())
+    }
+
+    /// Runs the `spillway` program against a cluster; gives standard output and error together with
+    /// how it ended.
+    pub async fn spillway(&self, cluster: &str, args: &[&str]) -> Result<crate::scenario::Output> {
+        let output = Command::new(program("spillway")?)
+            .args(args)
+            .env("KUBECONFIG", self.arena.kubeconfig(cluster)?)
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(Duration::from_secs(300), output)
+            .await
+            .with_context(|| format!("spillway {} doesn't end", args.join(" ")))??;
+        Ok(crate::scenario::Output {
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            code: output.status.code().unwrap_or(-1),
+        })
+    }
+
+    /// The same, where failing is not an option.
+    pub async fn spillway_ok(&self, cluster: &str, args: &[&str]) -> Result<String> {
+        let output = self.spillway(cluster, args).await?;
+        ensure!(
+            output.code == 0,
+            "spillway {} in {cluster} ended with {}:\n{}{}",
+            args.join(" "),
+            output.code,
+            output.stdout,
+            output.stderr
+        );
+        Ok(output.stdout)
+    }
+}
+
+/// A program of the workspace, beside the one that runs.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
+    let me = std::env::current_exe()?;
+    for dir in me.ancestors().skip(1).take(2) {
+        let candidate = dir.join(name);
+        if candidate.is_file() {
+            return Ok(candidate);
+        }
+    }
+    bail!("program {name} isn't built; `cargo build --workspace` builds it")
+}

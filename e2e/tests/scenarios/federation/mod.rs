@@ -1,0 +1,48 @@
+//! Group `federation`: a hub, two members with equal pod ranges, policies, and the outside server that
+//! sees the egress IP.
+
+mod admission;
+mod conditions;
+mod egress;
+mod hub;
+mod membership;
+mod pods;
+mod repair;
+mod restart;
+
+use crate::shared::{Scenario, scenario};
+
+/// The group's scenarios, in the order in which they run.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!("federation", egress::before_after_and_without_a_policy),
+        scenario!("federation", egress::equal_pod_addresses_in_two_members_at_once),
+        scenario!("federation", egress::the_check_fails_when_the_gateway_is_bypassed),
+        scenario!(
+            "federation",
+            egress::exceptions_and_other_destinations_leave_as_ever
+        ),
+        scenario!("federation", egress::udp_icmp_and_ipv6_leave_with_the_egress_ip),
+        scenario!("federation", pods::added_relabelled_deleted),
+        scenario!("federation", pods::an_address_reused_by_an_unselected_pod),
+        scenario!("federation", pods::policy_edited_and_deleted),
+        scenario!(
+            "federation",
+            conditions::contradictions_get_a_condition_and_harm_nobody
+        ),
+        scenario!("federation", admission::the_api_server_refuses_what_it_should),
+        scenario!("federation", hub::pods_come_and_go_while_the_hub_is_down),
+        scenario!(
+            "federation",
+            hub::the_leader_dies_and_the_other_replica_carries_on
+        ),
+        scenario!("federation", restart::each_daemon_killed_and_restarted),
+        scenario!("federation", restart::a_source_node_and_the_gateway_rebooted),
+        scenario!("federation", repair::what_is_deleted_by_hand_is_repaired),
+        scenario!("federation", membership::join_says_what_is_wrong),
+        scenario!(
+            "federation",
+            membership::leave_leaves_no_trace_and_join_works_again
+        ),
+    ]
+}

@@ -1,0 +1,61 @@
+//! Scenarios on real clusters. `SCENARIO` (a scenario or a group) picks some; matching none is an error.
+//!
+//! All scenarios share one federation: a hub and two members whose pod ranges are the same. It comes
+//! up with the first scenario that runs and goes down after the last. Each scenario works in
+//! namespaces of its own, and leaves gateways and members as it found them.
+
+mod federation;
+mod shared;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use shared::{Scenario, Stage};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The scenarios break and repair one shared federation: one after the other.
+    arguments.test_threads = Some(1);
+    let stage = Stage::leaked();
+    let scenarios: Vec<Scenario> = federation::scenarios();
+    let wanted = scenarios.iter().filter(|s| selected(&arguments, &s.name)).count();
+    if wanted == 0 {
+        eprintln!("no scenario matches; there are:");
+        for scenario in &scenarios {
+            eprintln!("  {}", scenario.name);
+        }
+        return ExitCode::from(2);
+    }
+    let trials = scenarios
+        .into_iter()
+        .map(|scenario| {
+            Trial::test(scenario.name.clone(), move || {
+                stage
+                    .run(&scenario)
+                    .map_err(|err| Failed::from(format!("{err:?}")))
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let down = stage.down();
+    if let Err(err) = &down {
+        eprintln!("taking the arena down: {err:?}");
+    }
+    if conclusion.has_failed() || down.is_err() {
+        ExitCode::from(101)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Whether the harness is going to run the scenario: the same rule as libtest's.
+fn selected(arguments: &Arguments, name: &str) -> bool {
+    arguments.filter.as_deref().is_none_or(|f| {
+        if arguments.exact {
+            name == f
+        } else {
+            name.contains(f)
+        }
+    }) && !arguments.skip.iter().any(|s| name.contains(s.as_str()))
+}
