@@ -1,6 +1,31 @@
 //! The whole desired state of one node's kernel, as a value.
+//!
+//! ```text
+//! NodeInputs ─► peers    tunnel device, forwarding entries, neighbours, overlay routes
+//!            ├► held     what this node carries as a gateway: grants, egress IPs, proxies
+//!            ├► select   pods into classes; flatten: a class's overlapping policies into disjoint intervals
+//!            ├► index    a number a gateway in use: mark, rule, table
+//!            ├► ruleset  one nftables table out of all these
+//!            └► flows    which connection-tracking entries agree with it
+//! ```
 
+mod compile;
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
+pub mod flatten;
 pub mod flows;
+mod held;
+pub mod index;
+pub mod inputs;
 pub mod interval;
 pub mod nft;
+mod peers;
+mod problems;
+mod ruleset;
+mod select;
 pub mod state;
+#[cfg(test)]
+mod tests;
+
+pub use compile::{compile, gateway_indexes};
+pub use problems::problems;

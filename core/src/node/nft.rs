@@ -5,10 +5,12 @@
 //! is one element's change.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 /// A whole table.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
@@ -73,4 +75,120 @@ pub struct Hook {
     pub hook: String,
     /// Priority as a number.
     pub priority: i32,
+}
+
+impl fmt::Display for Atom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Net(net) => write!(f, "{net}"),
+            Self::Range(first, last) => write!(f, "{first}-{last}"),
+            Self::Number(number) => write!(f, "{number:#010x}"),
+            Self::Jump(chain) => write!(f, "jump {chain}"),
+            Self::Goto(chain) => write!(f, "goto {chain}"),
+            Self::Drop => f.write_str("drop"),
+        }
+    }
+}
+
+/// The comment that tells a rule when it is read back: 16 hex digits of the digest of its text.
+pub fn rule_comment(rule: &str) -> String {
+    hex::encode(&Sha256::digest(rule.as_bytes())[..8])
+}
+
+impl Set {
+    /// A set without elements.
+    pub fn of(key: &str, interval: bool) -> Self {
+        Self {
+            key: key.into(),
+            value: None,
+            interval,
+            elements: BTreeMap::new(),
+        }
+    }
+
+    /// A map without elements.
+    pub fn map(key: &str, value: &str, interval: bool) -> Self {
+        Self {
+            value: Some(value.into()),
+            ..Self::of(key, interval)
+        }
+    }
+
+    /// One element in nft's text.
+    pub fn element(key: &[Atom], value: Option<&Atom>) -> String {
+        let key = key.iter().map(Atom::to_string).collect::<Vec<_>>().join(" . ");
+        value.map_or_else(|| key.clone(), |v| format!("{key} : {v}"))
+    }
+
+    /// What stands between the braces of the set's declaration, without its elements.
+    pub fn head(&self) -> String {
+        let value = self.value.as_ref().map(|v| format!(" : {v}")).unwrap_or_default();
+        let flags = if self.interval { " flags interval;" } else { "" };
+        format!("type {}{value};{flags}", self.key)
+    }
+
+    fn render(&self, name: &str, out: &mut String) {
+        let keyword = if self.value.is_some() { "map" } else { "set" };
+        _ = writeln!(out, "\t{keyword} {name} {{\n\t\t{}", self.head());
+        if !self.elements.is_empty() {
+            let elements: Vec<String> = self
+                .elements
+                .iter()
+                .map(|(k, v)| Self::element(k, v.as_ref()))
+                .collect();
+            _ = writeln!(out, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t"));
+        }
+        out.push_str("\t}\n");
+    }
+}
+
+impl Chain {
+    /// The chain's `type … hook …` line; `None` for a chain that is only jumped to.
+    pub fn head(&self) -> Option<String> {
+        self.hook.as_ref().map(|h| {
+            format!(
+                "type {} hook {} priority {}; policy accept;",
+                h.kind, h.hook, h.priority
+            )
+        })
+    }
+
+    /// A rule as it is written, with the comment that tells it.
+    pub fn line(rule: &str) -> String {
+        format!("{rule} comment \"{}\"", rule_comment(rule))
+    }
+
+    fn render(&self, name: &str, out: &mut String) {
+        _ = writeln!(out, "\tchain {name} {{");
+        if let Some(head) = self.head() {
+            _ = writeln!(out, "\t\t{head}");
+        }
+        for rule in &self.rules {
+            _ = writeln!(out, "\t\t{}", Self::line(rule));
+        }
+        out.push_str("\t}\n");
+    }
+}
+
+impl Ruleset {
+    /// The whole table as input of `nft -f`, replacing one of that name in one transaction. (The table is
+    /// added before it is deleted because nft before 1.0.7 has no `destroy`.)
+    pub fn render(&self) -> String {
+        let Self { family, table, .. } = self;
+        let mut out = format!("add table {family} {table}\ndelete table {family} {table}\n");
+        _ = writeln!(out, "table {family} {table} {{");
+        // Verdict maps name chains and rules name maps: chains are declared first, filled last.
+        for name in self.chains.keys() {
+            _ = writeln!(out, "\tchain {name} {{\n\t}}");
+        }
+        for (name, set) in &self.sets {
+            set.render(name, &mut out);
+        }
+        for (name, chain) in &self.chains {
+            chain.render(name, &mut out);
+        }
+        out.push_str("}\n");
+        out
+    }
 }

@@ -134,6 +134,9 @@ pub struct Facts {
     pub default_device4: Option<String>,
     /// The same for IPv6.
     pub default_device6: Option<String>,
+    /// The kernel has no IPv6, so nothing of that family can be programmed but nftables sets.
+    #[serde(default)]
+    pub without_ipv6: bool,
 }
 
 /// One interface.

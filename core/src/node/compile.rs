@@ -1,0 +1,235 @@
+//! From the plan and the node's pods to the kernel's desired state.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use spillway_crds::address::PrefixPair;
+
+use super::flows::{Flows, Verdict};
+use super::held::Held;
+use super::index;
+use super::inputs::{NodeInputs, NodePlan};
+use super::interval::{Family, Interval, union};
+use super::peers::{METRIC, Peers};
+use super::ruleset::Parts;
+use super::select::{Selection, holder, select};
+use super::state::{DesiredState, Route, RouteTarget, Rule};
+
+/// Ranges that never leave any node through a gateway: loopback, link-local, multicast and above.
+const NEVER: [&str; 7] = [
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/3",
+    "0.0.0.0/8",
+    "::1/128",
+    "fe80::/10",
+    "ff00::/8",
+];
+
+/// Metric of the `unreachable` route below a gateway's default route.
+const LAST_RESORT: u32 = 1_000_000;
+
+/// Compiles what this node's kernel must hold. Without a plan that is nothing.
+pub fn compile(inputs: &NodeInputs) -> DesiredState {
+    let mut state = DesiredState::default();
+    let Some(plan) = &inputs.plan else {
+        return state;
+    };
+    let peers = Peers::new(inputs, plan);
+    let held = Held::new(inputs, plan, &peers);
+    let selection = select(inputs, plan, &peers);
+    let indexes = assigned(inputs, plan, &peers, &selection);
+    let routed = routing_marks(inputs, plan, &selection, &indexes);
+
+    peers.program(inputs, plan, &mut state);
+    if state.tunnel.is_some() {
+        let device = &inputs.settings.device;
+        // Replies come out of the tunnel from addresses that the main table has elsewhere.
+        state
+            .sysctls
+            .insert(format!("net/ipv4/conf/{device}/rp_filter"), "2".into());
+        if !inputs.facts.without_ipv6 {
+            // Addresses are unique by allocation; waiting for detection would delay the first packet.
+            state
+                .sysctls
+                .insert(format!("net/ipv6/conf/{device}/accept_dad"), "0".into());
+        }
+        held.program(inputs, &mut state);
+    }
+    for (gateway, index) in &indexes {
+        program_gateway(inputs, plan, &peers, gateway, *index, &mut state);
+    }
+
+    let local = union(local_ranges(inputs, plan));
+    let overlay_range: Vec<IpNet> = prefixes(&plan.member.overlay_range).collect();
+    let away = plan
+        .gateways
+        .iter()
+        .flat_map(|g| &g.identities)
+        .map(|i| i.id)
+        .filter(|id| !held.identities.contains_key(id))
+        .collect();
+    let parts = Parts {
+        settings: &inputs.settings,
+        port: plan.member.tunnel.port,
+        overlay: peers.own_overlay(),
+        overlay_range: &overlay_range,
+        remotes: peers.remotes().collect(),
+        local: &local,
+        selection: &selection,
+        routed: &routed,
+        away: &away,
+        held: &held,
+    };
+    state.ruleset = Some(parts.ruleset());
+    state.flows = flows(&peers, &held, selection, local, overlay_range);
+    state
+}
+
+/// Numbers of the gateways that pods of this node use and other nodes carry. To be kept by the caller and
+/// given back in [`NodeInputs::gateway_indexes`].
+pub fn gateway_indexes(inputs: &NodeInputs) -> BTreeMap<String, u8> {
+    inputs.plan.as_ref().map_or_else(BTreeMap::new, |plan| {
+        let peers = Peers::new(inputs, plan);
+        assigned(inputs, plan, &peers, &select(inputs, plan, &peers))
+    })
+}
+
+fn assigned(
+    inputs: &NodeInputs,
+    plan: &NodePlan,
+    peers: &Peers,
+    selection: &Selection,
+) -> BTreeMap<String, u8> {
+    let used = selection.identities();
+    let wanted: BTreeSet<&str> = plan
+        .gateways
+        .iter()
+        .filter(|g| holder(g).is_some_and(|n| peers.get(n).is_some()))
+        .filter(|g| g.identities.iter().any(|i| used.contains(&i.id)))
+        .map(|g| g.gateway.as_str())
+        .collect();
+    index::assign(&inputs.gateway_indexes, &wanted, inputs.settings.gateways())
+}
+
+/// Routing marks by identity. An identity in use whose gateway got no number has none: its packets then
+/// meet the guard against identities that leave by another way than the tunnel.
+fn routing_marks(
+    inputs: &NodeInputs,
+    plan: &NodePlan,
+    selection: &Selection,
+    indexes: &BTreeMap<String, u8>,
+) -> BTreeMap<u16, u32> {
+    let used = selection.identities();
+    plan.gateways
+        .iter()
+        .filter_map(|g| Some((g, inputs.settings.mark(*indexes.get(&g.gateway)?))))
+        .flat_map(|(g, mark)| g.identities.iter().map(move |i| (i.id, mark)))
+        .filter(|(id, _)| used.contains(id))
+        .collect()
+}
+
+/// One rule and one table for a gateway that another node carries.
+fn program_gateway(
+    inputs: &NodeInputs,
+    plan: &NodePlan,
+    peers: &Peers,
+    gateway: &str,
+    index: u8,
+    state: &mut DesiredState,
+) {
+    let settings = &inputs.settings;
+    let table = settings.table_base + u32::from(index);
+    let next_hop = plan
+        .gateways
+        .iter()
+        .find(|g| g.gateway == gateway)
+        .and_then(holder)
+        .and_then(|n| peers.get(n));
+    for family in Family::BOTH {
+        if family == Family::V6 && inputs.facts.without_ipv6 {
+            continue;
+        }
+        state.rules.insert(Rule {
+            ipv6: family == Family::V6,
+            priority: settings.rule_base + u32::from(index),
+            mark: settings.mark(index),
+            mask: settings.mark_mask,
+            table,
+        });
+        state.routes.insert(Route {
+            table,
+            destination: family.everything(),
+            metric: LAST_RESORT,
+            target: RouteTarget::Unreachable,
+        });
+        if let Some(via) = next_hop.and_then(|p| p.overlay.get(family)) {
+            state.routes.insert(Route {
+                table,
+                destination: family.everything(),
+                metric: METRIC,
+                target: RouteTarget::Device {
+                    device: settings.device.clone(),
+                    via: Some(via),
+                    mtu: 0,
+                },
+            });
+        }
+    }
+}
+
+fn prefixes(pair: &PrefixPair) -> impl Iterator<Item = IpNet> {
+    [&pair.ipv4, &pair.ipv6]
+        .into_iter()
+        .flatten()
+        .filter_map(|p| p.parse().ok())
+        .map(|p: IpNet| p.trunc())
+}
+
+/// What no policy takes: this cluster's ranges, its nodes, the overlay, and what isn't unicast at all.
+fn local_ranges(inputs: &NodeInputs, plan: &NodePlan) -> Vec<IpNet> {
+    let cluster = inputs.network.sources.iter().flat_map(|s| &s.cidrs);
+    let nodes = inputs
+        .nodes
+        .values()
+        .flat_map(|n| super::inputs::Addresses::of(&n.underlay).iter());
+    NEVER
+        .iter()
+        .filter_map(|s| s.parse::<IpNet>().ok())
+        .chain(cluster.filter_map(|s| s.parse::<IpNet>().ok()).map(|n| n.trunc()))
+        .chain(nodes.map(IpNet::from))
+        .chain(prefixes(&plan.member.overlay_range))
+        .collect()
+}
+
+fn flows(
+    peers: &Peers,
+    held: &Held,
+    selection: Selection,
+    local: Vec<Interval>,
+    overlay: Vec<IpNet>,
+) -> Flows {
+    let own: BTreeSet<_> = peers.own_overlay().iter().collect();
+    let leaves_with = selection
+        .identities()
+        .into_iter()
+        .map(|id| match held.identities.get(&id) {
+            Some(egress) => (id, egress.iter().collect()),
+            None => (id, own.clone()),
+        })
+        .collect();
+    let classes: BTreeMap<String, Vec<(Interval, Verdict)>> = selection
+        .classes
+        .into_iter()
+        .map(|(name, class)| (name, class.destinations))
+        .collect();
+    Flows {
+        pods: selection.pods,
+        classes,
+        local,
+        leaves_with,
+        granted: held.granted.clone(),
+        ours: own.into_iter().chain(held.guarded.iter().copied()).collect(),
+        overlay,
+    }
+}

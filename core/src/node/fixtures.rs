@@ -1,0 +1,258 @@
+//! Inputs of a small federation, for tests here and in other packages.
+//!
+//! ```text
+//! member a: a-1 10.0.0.1 / 100.64.4.1 / fd64:5711:0:1::1     pods 10.244.0.5, fd00:244::5 …
+//! member b: b-1 10.0.0.2 / 100.64.8.1 / fd64:5711:0:2::1     first node of gateway "frankfurt"
+//! gateway frankfurt: identity 7 → 203.0.113.10, 2001:db8:1::10, granted to a and b
+//! policy payments/bank: pods app=billing to 198.51.100.0/24 but .9, and 2001:db8:99::/64
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use spillway_crds::LabelSelector;
+use spillway_crds::address::{AddressPair, PrefixPair};
+use spillway_crds::hub::{Destinations, OnUnavailable};
+use spillway_crds::member::{
+    ClusterNetworkSpec, EgressNodeSpec, NodeRef, PeerNode, PlannedGatewaySpec, PlannedIdentity,
+    PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec, PlannedThrough, PolicyRef, RangeSource, Tunnel,
+};
+
+use super::inputs::{NodeInputs, NodePlan, Pod, Settings};
+use super::state::{Facts, LinkFacts};
+
+fn addresses(v4: &str, v6: &str) -> AddressPair {
+    AddressPair {
+        ipv4: Some(v4.into()),
+        ipv6: Some(v6.into()),
+    }
+}
+
+fn prefixes(v4: &str, v6: &str) -> PrefixPair {
+    PrefixPair {
+        ipv4: Some(v4.into()),
+        ipv6: Some(v6.into()),
+    }
+}
+
+/// Overlay prefixes of member number `id`.
+pub fn overlay_of(id: u8) -> PrefixPair {
+    prefixes(
+        &format!("100.64.{}.0/22", id * 4),
+        &format!("fd64:5711:0:{id}::/64"),
+    )
+}
+
+/// The first node of member number `id`, with the underlay address `10.0.0.ID`.
+pub fn node_of(id: u8) -> EgressNodeSpec {
+    EgressNodeSpec {
+        overlay: addresses(&format!("100.64.{}.1", id * 4), &format!("fd64:5711:0:{id}::1")),
+        underlay: addresses(&format!("10.0.0.{id}"), &format!("fd00:10::{id}")),
+    }
+}
+
+fn network() -> ClusterNetworkSpec {
+    ClusterNetworkSpec {
+        sources: vec![RangeSource {
+            source: "fixture".into(),
+            cidrs: ["10.244.0.0/16", "10.96.0.0/12", "fd00:244::/48", "fd00:96::/108"]
+                .map(str::to_owned)
+                .to_vec(),
+        }],
+    }
+}
+
+fn member(name: &str, id: u8) -> PlannedMemberSpec {
+    PlannedMemberSpec {
+        member: name.into(),
+        member_id: id.into(),
+        overlay: overlay_of(id),
+        overlay_range: prefixes("100.64.0.0/10", "fd64:5711::/48"),
+        partition: "default".into(),
+        tunnel: Tunnel::default(),
+    }
+}
+
+fn peer(name: &str, id: u8) -> PlannedPeerSpec {
+    let node = node_of(id);
+    PlannedPeerSpec {
+        member: name.into(),
+        partition: "default".into(),
+        nodes: vec![PeerNode {
+            name: format!("{name}-1"),
+            overlay: node.overlay,
+            underlay: node.underlay,
+        }],
+    }
+}
+
+/// Names node `node` of `member`.
+pub fn node_ref(member: &str, node: &str) -> NodeRef {
+    NodeRef {
+        member: member.into(),
+        node: node.into(),
+    }
+}
+
+/// A gateway with one identity, granted to members 1 and 2 if `granted`.
+pub fn gateway_of(
+    name: &str,
+    id: u16,
+    egress: AddressPair,
+    nodes: Vec<NodeRef>,
+    granted: bool,
+) -> PlannedGatewaySpec {
+    PlannedGatewaySpec {
+        gateway: name.into(),
+        nodes,
+        identities: vec![PlannedIdentity {
+            id,
+            egress_ip: egress,
+            granted: if granted {
+                vec![overlay_of(1), overlay_of(2)]
+            } else {
+                Vec::new()
+            },
+        }],
+    }
+}
+
+fn frankfurt(granted: bool) -> PlannedGatewaySpec {
+    gateway_of(
+        "frankfurt",
+        7,
+        addresses("203.0.113.10", "2001:db8:1::10"),
+        vec![node_ref("b", "b-1")],
+        granted,
+    )
+}
+
+/// Policy `payments/bank`.
+pub fn bank() -> PlannedPolicySpec {
+    PlannedPolicySpec {
+        source: PolicyRef {
+            namespace: Some("payments".into()),
+            name: "bank".into(),
+        },
+        created: 1_000,
+        namespaces: None,
+        pods: app("billing"),
+        to: Destinations {
+            cidrs: vec!["198.51.100.0/24".into(), "2001:db8:99::/64".into()],
+            except: vec!["198.51.100.9/32".into()],
+        },
+        through: vec![PlannedThrough {
+            gateway: "frankfurt".into(),
+            identity: 7,
+        }],
+        on_unavailable: OnUnavailable::Block,
+    }
+}
+
+/// Selects pods labelled `app=NAME`.
+pub fn app(name: &str) -> LabelSelector {
+    LabelSelector {
+        match_labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+        match_expressions: Vec::new(),
+    }
+}
+
+/// A pod of namespace `payments` labelled `app=APP`.
+pub fn pod(name: &str, app: &str, addresses: &[&str]) -> Pod {
+    Pod {
+        namespace: "payments".into(),
+        name: name.into(),
+        labels: BTreeMap::from([("app".to_owned(), app.to_owned())]),
+        addresses: addresses
+            .iter()
+            .filter_map(|a| a.parse::<IpAddr>().ok())
+            .collect(),
+        created: 1_000,
+        ..Pod::default()
+    }
+}
+
+fn facts(id: u8) -> Facts {
+    let link = |mtu, addresses: &[String]| LinkFacts {
+        mtu,
+        addresses: addresses
+            .iter()
+            .filter_map(|a| a.parse::<IpNet>().ok())
+            .collect::<BTreeSet<_>>(),
+    };
+    Facts {
+        links: BTreeMap::from([
+            (
+                "eth0".to_owned(),
+                link(1500, &[format!("10.0.0.{id}/24"), format!("fd00:10::{id}/64")]),
+            ),
+            (
+                "eth1".to_owned(),
+                link(
+                    1500,
+                    &[format!("203.0.113.{id}/24"), format!("2001:db8:1::{id}/64")],
+                ),
+            ),
+        ]),
+        default_device4: Some("eth0".into()),
+        default_device6: Some("eth0".into()),
+        without_ipv6: false,
+    }
+}
+
+fn inputs(member_name: &str, id: u8, plan: NodePlan) -> NodeInputs {
+    NodeInputs {
+        node: format!("{member_name}-1"),
+        plan: Some(plan),
+        nodes: BTreeMap::from([(format!("{member_name}-1"), node_of(id))]),
+        network: network(),
+        namespaces: BTreeMap::new(),
+        pods: Vec::new(),
+        facts: facts(id),
+        settings: Settings::default(),
+        gateway_indexes: BTreeMap::new(),
+    }
+}
+
+/// Node a-1: two selected pods, one that isn't, and a gateway elsewhere. Gateway `frankfurt` has number 1.
+pub fn source() -> NodeInputs {
+    let plan = NodePlan {
+        digest: "a".repeat(64),
+        member: member("a", 1),
+        peers: vec![peer("b", 2)],
+        gateways: vec![frankfurt(false)],
+        policies: vec![bank()],
+    };
+    NodeInputs {
+        pods: vec![
+            pod("billing-0", "billing", &["10.244.0.5", "fd00:244::5"]),
+            pod("billing-1", "billing", &["10.244.0.6"]),
+            pod("web-0", "web", &["10.244.0.7"]),
+        ],
+        gateway_indexes: BTreeMap::from([("frankfurt".to_owned(), 1)]),
+        ..inputs("a", 1, plan)
+    }
+}
+
+/// Node b-1: holds gateway `frankfurt`, no pods.
+pub fn gateway() -> NodeInputs {
+    let plan = NodePlan {
+        digest: "b".repeat(64),
+        member: member("b", 2),
+        peers: vec![peer("a", 1)],
+        gateways: vec![frankfurt(true)],
+        policies: Vec::new(),
+    };
+    inputs("b", 2, plan)
+}
+
+/// Node b-1 again, with the policy and a selected pod of its own, whose address a pod of a-1 has too.
+pub fn both() -> NodeInputs {
+    let mut inputs = gateway();
+    if let Some(plan) = &mut inputs.plan {
+        plan.policies.push(bank());
+    }
+    inputs.pods = vec![pod("billing-0", "billing", &["10.244.0.5", "fd00:244::5"])];
+    inputs
+}

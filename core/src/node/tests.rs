@@ -1,0 +1,462 @@
+//! The compiler's result for whole nodes.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use spillway_crds::address::AddressPair;
+use spillway_crds::hub::OnUnavailable;
+use spillway_crds::member::{PlannedPolicySpec, PlannedThrough, PolicyRef};
+
+use super::flows::{Flow, Verdict};
+use super::inputs::{NodeInputs, NodePlan};
+use super::state::{DesiredState, RouteTarget};
+use super::{compile, fixtures, gateway_indexes, problems};
+
+fn ip(s: &str) -> IpAddr {
+    s.parse().expect("address")
+}
+
+/// The state without the parts that repeat what the table says, then the table as nft reads it.
+fn show(state: &DesiredState) -> String {
+    let table = state
+        .ruleset
+        .as_ref()
+        .map(super::nft::Ruleset::render)
+        .unwrap_or_default();
+    let rest = DesiredState {
+        ruleset: None,
+        flows: super::flows::Flows::default(),
+        ..state.clone()
+    };
+    let rest = serde_json::to_string_pretty(&rest).expect("encodes");
+    format!("{rest}\n{table}")
+}
+
+/// Has the real nft check the table, in a network namespace of its own.
+fn nft_accepts(state: &DesiredState) {
+    let text = state.ruleset.as_ref().expect("a table").render();
+    let mut child = Command::new("unshare")
+        .args(["--net", "nft", "-c", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("unshare and nft are installed");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(text.as_bytes())
+        .expect("written");
+    let output = child.wait_with_output().expect("ends");
+    assert!(
+        output.status.success(),
+        "{}\n{text}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn plan(inputs: &mut NodeInputs) -> &mut NodePlan {
+    inputs.plan.as_mut().expect("fixtures have a plan")
+}
+
+fn verdict_of(state: &DesiredState, pod: &str, destination: &str) -> Option<Verdict> {
+    let class = state.flows.pods.get(&ip(pod))?;
+    state.flows.classes[class]
+        .iter()
+        .find(|(i, _)| i.contains(ip(destination)))
+        .map(|(_, v)| *v)
+}
+
+#[test]
+fn a_source_node() {
+    let state = compile(&fixtures::source());
+    nft_accepts(&state);
+    insta::assert_snapshot!(show(&state));
+}
+
+#[test]
+fn a_gateway_node() {
+    let state = compile(&fixtures::gateway());
+    nft_accepts(&state);
+    insta::assert_snapshot!(show(&state));
+}
+
+#[test]
+fn a_node_that_is_both() {
+    let state = compile(&fixtures::both());
+    nft_accepts(&state);
+    insta::assert_snapshot!(show(&state));
+}
+
+#[test]
+fn without_a_plan_and_after_a_teardown_nothing_is_wanted() {
+    let inputs = NodeInputs {
+        plan: None,
+        ..fixtures::source()
+    };
+    assert_eq!(compile(&inputs), DesiredState::default());
+}
+
+#[test]
+fn a_policy_without_any_gateway_blocks_or_lets_be() {
+    let mut inputs = fixtures::source();
+    plan(&mut inputs).gateways[0].nodes.clear();
+    let state = compile(&inputs);
+    nft_accepts(&state);
+    assert_eq!(
+        verdict_of(&state, "10.244.0.5", "198.51.100.1"),
+        Some(Verdict::Block)
+    );
+    assert_eq!(
+        verdict_of(&state, "fd00:244::5", "2001:db8:99::1"),
+        Some(Verdict::Block)
+    );
+    assert_eq!(verdict_of(&state, "10.244.0.5", "198.51.100.9"), None, "excepted");
+    assert!(state.rules.is_empty(), "no gateway in use, no rule");
+    insta::assert_snapshot!(show(&state));
+
+    plan(&mut inputs).policies[0].on_unavailable = OnUnavailable::NodeIP;
+    let state = compile(&inputs);
+    assert_eq!(verdict_of(&state, "10.244.0.5", "198.51.100.1"), None);
+    nft_accepts(&state);
+}
+
+#[test]
+fn before_this_node_has_an_overlay_address_selected_pods_are_blocked() {
+    let mut inputs = fixtures::source();
+    inputs.nodes.get_mut("a-1").expect("own node").overlay = AddressPair::default();
+    let state = compile(&inputs);
+    assert_eq!(state.tunnel, None);
+    assert_eq!(
+        verdict_of(&state, "10.244.0.5", "198.51.100.1"),
+        Some(Verdict::Block)
+    );
+    nft_accepts(&state);
+    assert_eq!(problems(&inputs).len(), 2, "{:?}", problems(&inputs));
+}
+
+#[test]
+fn the_next_gateway_of_a_policy_steps_in() {
+    let mut inputs = fixtures::source();
+    let plan = plan(&mut inputs);
+    plan.gateways.push(fixtures::gateway_of(
+        "paris",
+        9,
+        AddressPair {
+            ipv4: Some("203.0.113.20".into()),
+            ipv6: None,
+        },
+        vec![fixtures::node_ref("b", "b-1")],
+        false,
+    ));
+    plan.policies[0].through.push(PlannedThrough {
+        gateway: "paris".into(),
+        identity: 9,
+    });
+    assert_eq!(
+        verdict_of(&compile(&inputs), "10.244.0.5", "198.51.100.1"),
+        Some(Verdict::Identity(7))
+    );
+    inputs.plan.as_mut().expect("plan").gateways[0].nodes.clear();
+    let state = compile(&inputs);
+    assert_eq!(
+        verdict_of(&state, "10.244.0.5", "198.51.100.1"),
+        Some(Verdict::Identity(9))
+    );
+    assert_eq!(
+        verdict_of(&state, "fd00:244::5", "2001:db8:99::1"),
+        Some(Verdict::Block),
+        "a gateway without an address of the family is no reason to leave from another"
+    );
+}
+
+#[test]
+fn a_policys_edit_changes_elements_and_nothing_else() {
+    let before = compile(&fixtures::source()).ruleset.expect("table");
+    let mut inputs = fixtures::source();
+    plan(&mut inputs).policies[0].to.cidrs = vec!["192.0.2.0/24".into()];
+    let after = compile(&inputs).ruleset.expect("table");
+    assert_eq!(before.chains, after.chains);
+    let changed: Vec<_> = before
+        .sets
+        .iter()
+        .filter(|(n, s)| after.sets[*n] != **s)
+        .map(|(n, _)| n)
+        .collect();
+    assert!(changed.iter().all(|n| n.starts_with("to")), "{changed:?}");
+}
+
+#[test]
+fn a_pod_comes_and_goes_as_one_element() {
+    let before = compile(&fixtures::source()).ruleset.expect("table");
+    let mut inputs = fixtures::source();
+    inputs
+        .pods
+        .push(fixtures::pod("billing-2", "billing", &["10.244.0.8"]));
+    let after = compile(&inputs).ruleset.expect("table");
+    assert_eq!(before.chains, after.chains);
+    let changed: Vec<_> = before
+        .sets
+        .iter()
+        .filter(|(n, s)| after.sets[*n] != **s)
+        .map(|(n, _)| n)
+        .collect();
+    assert_eq!(changed, ["pods4"]);
+}
+
+#[test]
+fn an_address_belongs_to_its_youngest_living_pod() {
+    let mut inputs = fixtures::source();
+    let mut reused = fixtures::pod("web-1", "web", &["10.244.0.5"]);
+    reused.created = 2_000;
+    inputs.pods.insert(0, reused.clone());
+    assert_eq!(verdict_of(&compile(&inputs), "10.244.0.5", "198.51.100.1"), None);
+    inputs.pods.reverse();
+    assert_eq!(verdict_of(&compile(&inputs), "10.244.0.5", "198.51.100.1"), None);
+    inputs
+        .pods
+        .iter_mut()
+        .filter(|p| p.name == "web-1")
+        .for_each(|p| p.finished = true);
+    assert_eq!(
+        verdict_of(&compile(&inputs), "10.244.0.5", "198.51.100.1"),
+        Some(Verdict::Identity(7))
+    );
+}
+
+#[test]
+fn pods_of_the_hosts_network_and_other_namespaces_are_left_alone() {
+    let mut inputs = fixtures::source();
+    inputs.pods[0].host_network = true;
+    inputs.pods[1].namespace = "other".into();
+    assert!(compile(&inputs).flows.pods.is_empty());
+}
+
+#[test]
+fn a_cluster_policy_selects_namespaces_by_label() {
+    let mut inputs = fixtures::source();
+    plan(&mut inputs).policies = vec![PlannedPolicySpec {
+        source: PolicyRef {
+            namespace: None,
+            name: "all".into(),
+        },
+        namespaces: Some(fixtures::app("finance")),
+        ..fixtures::bank()
+    }];
+    assert!(
+        compile(&inputs).flows.pods.is_empty(),
+        "the namespace hasn't been seen"
+    );
+    inputs
+        .namespaces
+        .insert("payments".into(), fixtures::app("finance").match_labels);
+    assert_eq!(
+        compile(&inputs).flows.pods.len(),
+        3,
+        "web-0 isn't billing, billing has three addresses"
+    );
+}
+
+#[test]
+fn the_older_policy_wins_and_the_name_decides_the_rest() {
+    let mut inputs = fixtures::source();
+    let plan = plan(&mut inputs);
+    plan.gateways.push(fixtures::gateway_of(
+        "paris",
+        9,
+        AddressPair {
+            ipv4: Some("203.0.113.20".into()),
+            ipv6: None,
+        },
+        vec![fixtures::node_ref("b", "b-1")],
+        false,
+    ));
+    let mut other = fixtures::bank();
+    other.source.name = "aaa".into();
+    other.through = vec![PlannedThrough {
+        gateway: "paris".into(),
+        identity: 9,
+    }];
+    plan.policies.insert(0, other);
+    assert_eq!(
+        verdict_of(&compile(&inputs), "10.244.0.6", "198.51.100.1"),
+        Some(Verdict::Identity(9))
+    );
+    inputs.plan.as_mut().expect("plan").policies[0].created = 1_001;
+    assert_eq!(
+        verdict_of(&compile(&inputs), "10.244.0.6", "198.51.100.1"),
+        Some(Verdict::Identity(7))
+    );
+    inputs.plan.as_mut().expect("plan").policies[0].to.cidrs = vec!["198.51.100.1/32".into()];
+    let state = compile(&inputs);
+    nft_accepts(&state);
+    assert_eq!(
+        verdict_of(&state, "10.244.0.6", "198.51.100.1"),
+        Some(Verdict::Identity(9)),
+        "more specific"
+    );
+}
+
+#[test]
+fn destinations_over_all_addresses_are_understood_by_nft() {
+    let mut inputs = fixtures::source();
+    let plan = plan(&mut inputs);
+    plan.policies[0].to.cidrs.clear();
+    plan.policies[0].to.except = vec![
+        "0.0.0.0/32".into(),
+        "255.255.255.255/32".into(),
+        "ffff::/16".into(),
+    ];
+    nft_accepts(&compile(&inputs));
+    inputs.plan.as_mut().expect("plan").policies[0].to.except.clear();
+    nft_accepts(&compile(&inputs));
+    inputs.plan.as_mut().expect("plan").policies[0].to.except = vec!["128.0.0.0/1".into(), "::/1".into()];
+    nft_accepts(&compile(&inputs));
+}
+
+#[test]
+fn a_gateway_keeps_its_number_when_another_comes() {
+    let mut inputs = fixtures::source();
+    let before = gateway_indexes(&inputs);
+    assert_eq!(before["frankfurt"], 1);
+    inputs.gateway_indexes = before;
+    let plan = plan(&mut inputs);
+    plan.gateways.push(fixtures::gateway_of(
+        "amsterdam",
+        9,
+        AddressPair {
+            ipv4: Some("203.0.113.20".into()),
+            ipv6: None,
+        },
+        vec![fixtures::node_ref("b", "b-1")],
+        false,
+    ));
+    let mut policy = fixtures::bank();
+    policy.to.cidrs = vec!["192.0.2.0/24".into()];
+    policy.source.name = "second".into();
+    policy.through = vec![PlannedThrough {
+        gateway: "amsterdam".into(),
+        identity: 9,
+    }];
+    plan.policies.push(policy);
+    let after = gateway_indexes(&inputs);
+    assert_eq!((after.len(), after["frankfurt"]), (2, 1));
+    let state = compile(&inputs);
+    assert_eq!(state.rules.len(), 4, "one a gateway and family");
+    let unreachable = state
+        .routes
+        .iter()
+        .filter(|r| r.target == RouteTarget::Unreachable)
+        .count();
+    assert_eq!(unreachable, 4);
+    nft_accepts(&state);
+}
+
+#[test]
+fn an_egress_ip_that_is_the_nodes_own_is_neither_routed_nor_answered_for() {
+    let mut inputs = fixtures::gateway();
+    let own: ipnet::IpNet = "203.0.113.10/24".parse().expect("net");
+    inputs
+        .facts
+        .links
+        .get_mut("eth1")
+        .expect("link")
+        .addresses
+        .insert(own);
+    let state = compile(&inputs);
+    assert!(state.proxies.iter().all(|p| p.address.is_ipv6()));
+    assert!(state.routes.iter().all(|r| r.destination.addr() != own.addr()));
+}
+
+#[test]
+fn without_ipv6_in_the_kernel_only_the_table_speaks_of_it() {
+    let mut inputs = fixtures::both();
+    inputs.facts.without_ipv6 = true;
+    let state = compile(&inputs);
+    assert!(state.routes.iter().all(|r| r.destination.addr().is_ipv4()));
+    assert!(state.rules.iter().all(|r| !r.ipv6));
+    assert!(state.neighbours.iter().all(|n| n.address.is_ipv4()));
+    assert!(state.proxies.iter().all(|p| p.address.is_ipv4()));
+    assert!(state.sysctls.keys().all(|k| !k.contains("ipv6")));
+}
+
+#[test]
+fn flows_that_began_otherwise_are_cut() {
+    let flow = |source: &str, destination: &str, translated: &str, mark| Flow {
+        source: ip(source),
+        destination: ip(destination),
+        translated: ip(translated),
+        mark,
+    };
+    let source = compile(&fixtures::source()).flows;
+    let kept = flow("10.244.0.5", "198.51.100.1", "100.64.4.1", 0x10007);
+    assert!(!source.cut(&kept), "as the plan has it");
+    assert!(
+        source.cut(&Flow {
+            mark: 0,
+            translated: ip("10.0.0.1"),
+            ..kept
+        }),
+        "older than the policy"
+    );
+    assert!(source.cut(&Flow { mark: 8, ..kept }), "another identity");
+    assert!(
+        source.cut(&Flow {
+            source: ip("10.244.0.7"),
+            ..kept
+        }),
+        "the pod isn't selected any more"
+    );
+    assert!(
+        source.cut(&Flow {
+            destination: ip("198.51.100.9"),
+            ..kept
+        }),
+        "excepted since"
+    );
+    assert!(
+        !source.cut(&flow("10.244.0.5", "10.244.9.9", "10.244.0.5", 0)),
+        "within the cluster"
+    );
+    assert!(
+        !source.cut(&flow("10.244.0.5", "192.0.2.1", "10.0.0.1", 0x80)),
+        "not ours"
+    );
+    assert!(
+        !source.cut(&flow("10.0.0.1", "192.0.2.1", "10.0.0.1", 0)),
+        "the node's own"
+    );
+
+    let gateway = compile(&fixtures::gateway()).flows;
+    let kept = flow("100.64.4.1", "198.51.100.1", "203.0.113.10", 7);
+    assert!(!gateway.cut(&kept));
+    assert!(gateway.cut(&Flow { mark: 8, ..kept }), "not granted");
+    assert!(
+        gateway.cut(&Flow {
+            translated: ip("203.0.113.11"),
+            ..kept
+        }),
+        "another egress IP"
+    );
+    assert!(
+        gateway.cut(&Flow {
+            source: ip("100.64.12.1"),
+            ..kept
+        }),
+        "no member of this identity"
+    );
+
+    let both = compile(&fixtures::both()).flows;
+    assert!(!both.cut(&flow("10.244.0.5", "198.51.100.1", "203.0.113.10", 7)));
+    assert!(both.cut(&flow("10.244.0.5", "198.51.100.1", "10.0.0.2", 0)));
+}
+
+#[test]
+fn inputs_survive_their_encoding() {
+    for inputs in [fixtures::source(), fixtures::both(), NodeInputs::default()] {
+        let text = serde_json::to_string(&inputs).expect("encodes");
+        let read: NodeInputs = serde_json::from_str(&text).expect("decodes");
+        assert_eq!(read, inputs);
+    }
+}
