@@ -1,0 +1,163 @@
+//! Puts the parts together.
+//!
+//! ```text
+//!  hub ◄─ report ── Nodes, EgressNodes          HubConnection, token ──► connection ──► progress
+//!   │                                                                        │              ▼
+//!   └─ plan ──► plan::Store ──► Planned*, EgressPlan    overlay ──► EgressNode    status ──► conditions
+//!                                                       network ──► ClusterNetwork
+//! ```
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ipnet::IpNet;
+use kube::runtime::watcher::Config;
+use kube::{Api, Client};
+use tokio::sync::watch;
+
+use crate::connection::Connection;
+use crate::health::{self, Check};
+use crate::identity::{IdentityStore, TOKEN_SECRET};
+use crate::mirror::mirror;
+use crate::plan::{PlanMirrors, Store, repair};
+use crate::progress::Progress;
+use crate::published::Published;
+use crate::tasks::Tasks;
+use crate::uplink::MemberReport;
+use crate::{network, overlay, report, status};
+
+/// Settings of the process.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Namespace of the Secrets.
+    pub(crate) namespace: String,
+    /// Address of the health port.
+    pub(crate) health: SocketAddr,
+    /// Ranges of this cluster that can't be found out.
+    pub(crate) extra: BTreeSet<IpNet>,
+}
+
+/// Runs the agent; returns only what broke it.
+pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
+    let listener = match health::bind(settings.health).await {
+        Ok(listener) => listener,
+        Err(error) => return error,
+    };
+    let mut tasks = Tasks::default();
+    let all = Config::default;
+
+    let (nodes, keeper) = mirror("Node", Api::all(client.clone()), all());
+    tasks.spawn("watch Node", keeper.run());
+    let (egress, keeper) = mirror("EgressNode", Api::all(client.clone()), all());
+    tasks.spawn("watch EgressNode", keeper.run());
+    let (hub, keeper) = mirror("HubConnection", Api::all(client.clone()), all());
+    tasks.spawn("watch HubConnection", keeper.run());
+    let (tokens, keeper) = mirror(
+        "Secret",
+        Api::namespaced(client.clone(), &settings.namespace),
+        all().fields(&format!("metadata.name={TOKEN_SECRET}")),
+    );
+    tasks.spawn("watch the join token", keeper.run());
+    let (services, keeper) = mirror("ServiceCIDR", Api::all(client.clone()), all());
+    tasks.spawn("watch ServiceCIDR", keeper.run());
+    let (api_server, keeper) = mirror(
+        "EndpointSlice",
+        Api::namespaced(client.clone(), "default"),
+        all().labels("kubernetes.io/service-name=kubernetes"),
+    );
+    tasks.spawn("watch EndpointSlice", keeper.run());
+    let (networks, keeper) = mirror("ClusterNetwork", Api::all(client.clone()), all());
+    tasks.spawn("watch ClusterNetwork", keeper.run());
+    let plan = PlanMirrors::start(&client, &mut tasks);
+
+    let loaded = Arc::new(AtomicBool::new(false));
+    let checks: Vec<Check> = vec![
+        (
+            "nodes",
+            Box::new({
+                let nodes = nodes.clone();
+                move || nodes.synced()
+            }),
+        ),
+        (
+            "EgressNodes",
+            Box::new({
+                let egress = egress.clone();
+                move || egress.synced()
+            }),
+        ),
+        (
+            "HubConnections",
+            Box::new({
+                let hub = hub.clone();
+                move || hub.synced()
+            }),
+        ),
+        (
+            "the join token's Secret",
+            Box::new({
+                let tokens = tokens.clone();
+                move || tokens.synced()
+            }),
+        ),
+        (
+            "the plan in place",
+            Box::new({
+                let loaded = loaded.clone();
+                move || loaded.load(Ordering::Relaxed)
+            }),
+        ),
+    ];
+    tasks.spawn("health port", health::serve(listener, checks));
+    tasks.spawn(
+        "cluster ranges",
+        network::run(
+            client.clone(),
+            network::Sources {
+                nodes: nodes.clone(),
+                services,
+                api_server,
+                existing: networks,
+            },
+            settings.extra.clone(),
+        ),
+    );
+    let (reports, report) = watch::channel(MemberReport::default());
+    tasks.spawn("report", report::run(nodes.clone(), egress.clone(), reports));
+
+    tasks.spawn("agent", async move {
+        // Nothing of the rest makes sense before it is known what an earlier run left.
+        let store = Arc::new(Store::load(client.clone()).await);
+        loaded.store(true, Ordering::Relaxed);
+        let progress = Published::new(Progress::default());
+        let connection = Connection {
+            hub: hub.clone(),
+            tokens,
+            identities: IdentityStore::new(client.clone(), &settings.namespace),
+            store: store.clone(),
+            reports: report,
+            progress: progress.clone(),
+        };
+        let statuses = status::Sources {
+            nodes: nodes.clone(),
+            egress: egress.clone(),
+            hub,
+            head: plan.head().clone(),
+            store: store.clone(),
+            progress,
+        };
+        let mut tasks = Tasks::default();
+        tasks.spawn(
+            "overlay addresses",
+            overlay::run(client.clone(), store.clone(), nodes, egress),
+        );
+        tasks.spawn("plan repair", repair(store, plan));
+        tasks.spawn("status", status::run(client, statuses));
+        tasks.spawn("connection", connection.run());
+        let broken = tasks.failed().await;
+        tracing::error!(error = %broken, "a part of the agent broke");
+    });
+    tasks.failed().await
+}

@@ -1,0 +1,264 @@
+//! Joined or not: follows the HubConnection and the token, enrols, and keeps the link running.
+//!
+//! ```text
+//!  no HubConnection ──► token? ──► enrol ──► session ──► leaving: tell the hub, tear down, forget the identity
+//!        ▲                  └─ refused: wait for another token ─┘ │
+//!        └────────────── any input changed: from the start ───────┘
+//! ```
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use k8s_openapi::api::core::v1::Secret;
+use spillway_crds::condition::Verdict;
+use spillway_crds::member::{HubConnection, HubConnectionSpec};
+use spillway_crds::{ConditionType, SINGLETON};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::control::Wake;
+use crate::enrol;
+use crate::identity::{IdentityStore, Stored, TOKEN_SECRET, Unusable, token_in};
+use crate::leave;
+use crate::mirror::Mirror;
+use crate::plan::Store;
+use crate::progress::{Progress, enrolled, not_enrolled};
+use crate::published::Published;
+use crate::uplink::{self, ConnectionState, LinkHandle, MemberReport, Token};
+
+/// What decides about the connection. When it changes, everything starts over with the new values.
+#[derive(Clone, PartialEq)]
+struct Inputs {
+    /// Without `leaving`, which a running session handles itself.
+    spec: HubConnectionSpec,
+    /// A token that wasn't used yet.
+    token: Option<String>,
+    /// UID of the object: one that was deleted and made again is another one.
+    uid: Option<String>,
+}
+
+/// The connection to the hub.
+pub(crate) struct Connection {
+    pub(crate) hub: Mirror<HubConnection>,
+    pub(crate) tokens: Mirror<Secret>,
+    pub(crate) identities: IdentityStore,
+    pub(crate) store: Arc<Store>,
+    pub(crate) reports: watch::Receiver<MemberReport>,
+    pub(crate) progress: Published<Progress>,
+}
+
+impl Connection {
+    /// Follows the inputs for ever.
+    pub(crate) async fn run(self) {
+        let mut identity = self.identities.load().await;
+        let mut wake = self.wake();
+        // A token that the hub refused for these inputs isn't shown to it again.
+        let mut refused: Option<Inputs> = None;
+        loop {
+            let Some(inputs) = self.inputs(identity.as_ref()) else {
+                self.progress.edit(|p| *p = Progress::default());
+                wake.changed().await;
+                continue;
+            };
+            self.acknowledge_generation();
+            if let Some(token) = inputs.token.clone()
+                && refused.as_ref() != Some(&inputs)
+                && !self.leaving()
+            {
+                self.progress.edit(|p| p.released = false);
+                let outcome = tokio::select! {
+                    outcome = enrol::enrol(&inputs.spec, &token, &self.identities, &self.progress) => Some(outcome),
+                    () = self.differ(&inputs, identity.as_ref()) => None,
+                };
+                match outcome {
+                    Some(Ok(stored)) => identity = Some(stored),
+                    Some(Err(_)) => refused = Some(inputs),
+                    None => {}
+                }
+                continue;
+            }
+            // Where a new token was refused, the condition keeps saying so, while the old certificate serves on.
+            let token_refused = inputs.token.is_some() && refused.as_ref() == Some(&inputs);
+            let usable = match &identity {
+                None => Err(None),
+                Some(stored) => stored
+                    .check(&inputs.spec.member, &inputs.spec.ca_pin, SystemTime::now())
+                    .map_err(Some)
+                    .map(|()| stored.clone()),
+            };
+            match usable {
+                Ok(stored) => {
+                    self.progress.edit(|p| {
+                        p.expires = stored.expires();
+                        if !token_refused {
+                            p.enrolled = enrolled(&inputs.spec.member);
+                        }
+                    });
+                    tokio::select! {
+                        () = self.session(&inputs.spec, &stored) => identity = None,
+                        () = self.differ(&inputs, identity.as_ref()) => {
+                            // The link may have renewed the certificate meanwhile.
+                            identity = self.identities.load().await;
+                        }
+                    }
+                }
+                Err(why) => {
+                    self.progress.edit(|p| {
+                        p.connected = not_enrolled();
+                        p.endpoint = None;
+                        if !token_refused {
+                            p.enrolled = unusable(why.as_ref());
+                        }
+                    });
+                    if self.leaving() {
+                        // Nobody knows this cluster by an identity that it doesn't have.
+                        leave::alone(&self.store).await;
+                        self.progress.edit(|p| p.released = identity.is_none());
+                    }
+                    wake.changed().await;
+                }
+            }
+        }
+    }
+
+    fn wake(&self) -> Wake {
+        Wake::on([self.hub.changes(), self.tokens.changes()])
+    }
+
+    fn leaving(&self) -> bool {
+        self.hub.get(SINGLETON).is_some_and(|c| c.spec.leaving)
+    }
+
+    /// `None` where this cluster isn't to be a member, or nothing is known yet.
+    fn inputs(&self, identity: Option<&Stored>) -> Option<Inputs> {
+        if !self.hub.synced() || !self.tokens.synced() {
+            return None;
+        }
+        let connection = self.hub.get(SINGLETON)?;
+        let token = self.tokens.get(TOKEN_SECRET).and_then(|s| token_in(&s));
+        // The token that the identity was got with is only there because it wasn't deleted yet.
+        let used = |text: &String| {
+            let id = text.parse::<Token>().ok().map(|t| t.id().to_owned());
+            id.is_some() && id.as_deref() == identity.map(|i| i.token_id.as_str())
+        };
+        Some(Inputs {
+            spec: HubConnectionSpec {
+                leaving: false,
+                ..connection.spec.clone()
+            },
+            token: token.filter(|t| !used(t)),
+            uid: connection.metadata.uid.clone(),
+        })
+    }
+
+    /// Waits until the inputs aren't `inputs` any more.
+    async fn differ(&self, inputs: &Inputs, identity: Option<&Stored>) {
+        let mut wake = self.wake();
+        loop {
+            if self.inputs(identity).as_ref() != Some(inputs) {
+                return;
+            }
+            self.acknowledge_generation();
+            wake.changed().await;
+        }
+    }
+
+    fn acknowledge_generation(&self) {
+        let generation = self.hub.get(SINGLETON).and_then(|c| c.metadata.generation);
+        self.progress.edit(|p| p.generation = generation);
+    }
+
+    /// Keeps the link running. Ends only once the hub has let this member go.
+    async fn session(&self, spec: &HubConnectionSpec, stored: &Stored) {
+        // A report made before this cluster's nodes were read would tell the hub that there are none.
+        let mut first = self.reports.clone();
+        if first.wait_for(|r| *r != MemberReport::default()).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let (link, handle) = uplink::link(
+            spec,
+            stored,
+            self.store.clone(),
+            self.reports.clone(),
+            self.identities.clone(),
+        );
+        if !self.leaving() {
+            self.store.expect_no_teardown().await;
+        }
+        let mut running = JoinSet::new();
+        running.spawn(link.run(std::future::pending()));
+        let ended = async {
+            // The link returns once the member has left; anything else is a broken link.
+            if let Some(Err(error)) = running.join_next().await {
+                tracing::error!(%error, "the link broke");
+            }
+        };
+        let leaving = leave::when_asked(&self.hub, &handle, &self.store, &self.identities);
+        let left = async {
+            tokio::select! {
+                () = leaving => {}
+                () = async { ended.await; std::future::pending::<()>().await } => {}
+            }
+        };
+        tokio::select! {
+            () = left => {}
+            () = self.observe(&spec.member, &handle) => {}
+        }
+        self.progress.edit(|p| {
+            p.released = true;
+            p.endpoint = None;
+            p.expires = None;
+            p.connected = uplink::connected(&ConnectionState::Left, &spec.member);
+            p.enrolled = Verdict::no(
+                ConditionType::Enrolled,
+                "Left",
+                "this cluster has left the federation",
+            );
+        });
+    }
+
+    /// Shows how the link goes, for ever.
+    async fn observe(&self, member: &str, handle: &LinkHandle) {
+        let mut states = handle.state();
+        loop {
+            let state = states.borrow_and_update().clone();
+            let verdict = uplink::connected(&state, member);
+            let (endpoint, refused, current) = match &state {
+                ConnectionState::Connected {
+                    endpoint,
+                    refused,
+                    acknowledged,
+                    ..
+                } => (Some(endpoint.clone()), refused.clone(), acknowledged.is_some()),
+                _ => (None, None, false),
+            };
+            tracing::info!(member, reason = verdict.reason, message = verdict.message, "link");
+            self.progress.edit(|p| {
+                p.connected = verdict;
+                p.endpoint = endpoint;
+                p.refused = refused;
+            });
+            // Only a member whose plan the hub stands for takes a teardown back.
+            if current
+                && !self.leaving()
+                && let Err(error) = self.store.set_teardown(false).await
+            {
+                tracing::error!(%error, "the teardown can't be taken back");
+            }
+            if states.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// The `Enrolled` condition of a cluster without a usable identity and without a token to get one.
+fn unusable(why: Option<&Unusable>) -> Verdict {
+    let advice = "make a token on the hub (spillway token create) and run the join command that it prints";
+    let (reason, message) = match why {
+        None => ("TokenMissing", format!("there is no join token; {advice}")),
+        Some(Unusable::Other(why)) => ("TokenMissing", format!("{why}; {advice}")),
+        Some(Unusable::Expired(why)) => ("CertificateExpired", format!("{why}; {advice} (with --rejoin)")),
+    };
+    Verdict::no(ConditionType::Enrolled, reason, message)
+}

@@ -1,0 +1,216 @@
+//! A copy in memory of the objects of one kind, kept by a watch.
+//!
+//! A watch ends every 20 s and is opened again, so a connection that died silently is noticed 25 s after it
+//! did at the latest; what the copy holds stays usable meanwhile.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::pin::pin;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::backoff::Backoff;
+
+/// Seconds after which the API server ends a watch.
+const WATCH_SECONDS: u32 = 20;
+
+/// Objects by name.
+pub(crate) type Objects<K> = BTreeMap<String, Arc<K>>;
+
+struct Kept<K> {
+    objects: Objects<K>,
+    state: State,
+}
+
+/// How much the copy can be trusted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum State {
+    /// Nothing was read yet.
+    Unread,
+    /// The API server doesn't serve this kind.
+    Absent,
+    /// Everything was read once; changes follow.
+    Synced,
+}
+
+/// Reads the copy. Cheap to clone.
+pub(crate) struct Mirror<K> {
+    copy: Arc<RwLock<Kept<K>>>,
+    version: watch::Receiver<u64>,
+}
+
+impl<K> Clone for Mirror<K> {
+    fn clone(&self) -> Self {
+        Self {
+            copy: self.copy.clone(),
+            version: self.version.clone(),
+        }
+    }
+}
+
+impl<K> Mirror<K> {
+    /// How much the copy can be trusted.
+    pub(crate) fn state(&self) -> State {
+        self.copy.read().unwrap_or_else(PoisonError::into_inner).state
+    }
+
+    /// True once everything was read.
+    pub(crate) fn synced(&self) -> bool {
+        self.state() == State::Synced
+    }
+
+    /// The objects as they are now.
+    pub(crate) fn objects(&self) -> Objects<K> {
+        self.copy
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .objects
+            .clone()
+    }
+
+    /// One object.
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<K>> {
+        self.copy
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .objects
+            .get(name)
+            .cloned()
+    }
+
+    /// Says when something changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.version.clone()
+    }
+}
+
+/// Keeps a copy; [`Self::run`] does the work.
+pub(crate) struct Keeper<K: Resource> {
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+    what: &'static str,
+    copy: Arc<RwLock<Kept<K>>>,
+    version: watch::Sender<u64>,
+    fresh: Objects<K>,
+    failing: bool,
+}
+
+/// Makes a mirror of what `select` chooses among the objects that `api` gives, and the keeper that must run for it.
+pub(crate) fn mirror<K: Resource>(
+    what: &'static str,
+    api: Api<DeserializeGuard<K>>,
+    select: watcher::Config,
+) -> (Mirror<K>, Keeper<K>) {
+    let copy = Arc::new(RwLock::new(Kept {
+        objects: Objects::new(),
+        state: State::Unread,
+    }));
+    let (version, changes) = watch::channel(0);
+    let mirror = Mirror {
+        copy: copy.clone(),
+        version: changes,
+    };
+    let keeper = Keeper {
+        api,
+        config: select.timeout(WATCH_SECONDS),
+        what,
+        copy,
+        version,
+        fresh: Objects::new(),
+        failing: false,
+    };
+    (mirror, keeper)
+}
+
+impl<K> Keeper<K>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Default + Clone + Eq + std::hash::Hash,
+{
+    /// Follows the watch for ever.
+    pub(crate) async fn run(mut self) {
+        let events =
+            watcher(self.api.clone(), self.config.clone()).backoff(Backoff::up_to(Duration::from_secs(5)));
+        let mut events = pin!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    if std::mem::take(&mut self.failing) {
+                        tracing::info!(kind = self.what, "watch works again");
+                    }
+                    self.take(event);
+                }
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event<DeserializeGuard<K>>) {
+        match event {
+            Event::Init => self.fresh.clear(),
+            Event::InitApply(object) => {
+                if let Some((name, object)) = self.readable(object) {
+                    self.fresh.insert(name, object);
+                }
+            }
+            Event::InitDone => {
+                let fresh = std::mem::take(&mut self.fresh);
+                self.change(|copy| {
+                    copy.objects = fresh;
+                    copy.state = State::Synced;
+                });
+            }
+            Event::Apply(object) => {
+                if let Some((name, object)) = self.readable(object) {
+                    self.change(|copy| drop(copy.objects.insert(name, object)));
+                }
+            }
+            Event::Delete(object) => {
+                let name = object.name_any();
+                self.change(|copy| drop(copy.objects.remove(&name)));
+            }
+        }
+    }
+
+    /// An object that this build can't read is passed over: it must not stop the watch for all others.
+    fn readable(&self, object: DeserializeGuard<K>) -> Option<(String, Arc<K>)> {
+        match object.0 {
+            Ok(mut object) => {
+                object.meta_mut().managed_fields = None;
+                Some((object.name_any(), Arc::new(object)))
+            }
+            Err(invalid) => {
+                tracing::error!(kind = self.what, name = ?invalid.metadata.name, error = invalid.error,
+                    "object can't be read; it is passed over");
+                None
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &watcher::Error) {
+        let absent = matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(s)) if s.code == 404);
+        if absent && self.copy.read().unwrap_or_else(PoisonError::into_inner).state == State::Unread {
+            self.change(|copy| copy.state = State::Absent);
+        }
+        if std::mem::replace(&mut self.failing, true) {
+            tracing::debug!(kind = self.what, %error, "watch still fails");
+        } else if absent {
+            tracing::info!(kind = self.what, "the API server doesn't serve this kind (yet)");
+        } else {
+            tracing::warn!(kind = self.what, %error, "watch fails; what was read before stays in use");
+        }
+    }
+
+    fn change(&self, f: impl FnOnce(&mut Kept<K>)) {
+        f(&mut self.copy.write().unwrap_or_else(PoisonError::into_inner));
+        self.version.send_modify(|v| *v += 1);
+    }
+}

@@ -1,0 +1,233 @@
+//! What the hub is told: this cluster's nodes and how far they have come with the plan.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt as _;
+use spillway_core::plan::Digest;
+use spillway_crds::ConditionType;
+use spillway_crds::address::AddressPair;
+use spillway_crds::hub::MemberNode;
+use spillway_crds::member::EgressNode;
+use tokio::sync::watch;
+
+use crate::control::Wake;
+use crate::mirror::{Mirror, Objects};
+use crate::uplink::MemberReport;
+
+/// A node with this label (and any value but `false`) carries no gateway.
+pub(crate) const CORDON_LABEL: &str = "spillway.io/cordon";
+
+/// Longest message of a node, in characters.
+const MAX_MESSAGE: usize = 1024;
+
+/// True where Kubernetes says that the node is Ready.
+pub(crate) fn kubernetes_ready(node: &Node) -> bool {
+    node.status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten())
+        .any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+fn cordoned(node: &Node) -> bool {
+    node.labels().get(CORDON_LABEL).is_some_and(|v| v != "false")
+}
+
+/// Digest of the plan in the node's kernel.
+pub(crate) fn programmed(node: &EgressNode) -> Option<Digest> {
+    node.status.as_ref()?.programmed.as_deref()?.parse().ok()
+}
+
+fn describe(name: &str, node: &Node, egress: Option<&EgressNode>) -> MemberNode {
+    let status = egress.and_then(|e| e.status.as_ref());
+    // An agent says its version as soon as it runs, long before it can program anything.
+    let agent = status.is_some_and(|s| s.agent_version.is_some() && !s.torn_down);
+    let spec = egress.map(|e| e.spec.clone()).unwrap_or_default();
+    let addressed = spec.overlay != AddressPair::default();
+    let fault = status.and_then(|s| {
+        let kind = ConditionType::Programmed.as_str();
+        s.conditions
+            .iter()
+            .find(|c| c.type_ == kind && c.status == "False")
+    });
+    let message = if let Some(fault) = fault {
+        fault.message.clone()
+    } else if egress.is_none() || !addressed {
+        "the node has no overlay address yet".into()
+    } else if !agent {
+        "the node's agent isn't running".into()
+    } else {
+        String::new()
+    };
+    MemberNode {
+        name: name.into(),
+        labels: node.labels().clone(),
+        overlay: spec.overlay,
+        underlay: spec.underlay,
+        ready: kubernetes_ready(node) && !cordoned(node) && addressed && agent,
+        programmed: egress.and_then(programmed).map(|d| d.to_string()),
+        message: message.chars().take(MAX_MESSAGE).collect(),
+    }
+}
+
+/// Programmed digests of the nodes that Kubernetes calls Ready. A dead node must not hold back what the
+/// others have done.
+pub(crate) fn progress(
+    nodes: &Objects<Node>,
+    egress: &Objects<EgressNode>,
+) -> BTreeMap<String, Option<Digest>> {
+    nodes
+        .iter()
+        .filter(|(_, node)| kubernetes_ready(node))
+        .map(|(name, _)| (name.clone(), egress.get(name).and_then(|e| programmed(e))))
+        .collect()
+}
+
+/// The report.
+pub(crate) fn build(nodes: &Objects<Node>, egress: &Objects<EgressNode>) -> MemberReport {
+    let progress = progress(nodes, egress);
+    let first = progress.values().next().copied().flatten();
+    let agreed = progress.values().all(|d| *d == first);
+    MemberReport {
+        nodes: nodes
+            .iter()
+            .map(|(name, node)| describe(name, node, egress.get(name).map(Arc::as_ref)))
+            .collect(),
+        programmed: first.filter(|_| agreed),
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+/// Keeps `report` up to date for ever. Whoever watches it wakes only when it really changed.
+pub(crate) async fn run(
+    nodes: Mirror<Node>,
+    egress: Mirror<EgressNode>,
+    report: watch::Sender<MemberReport>,
+) {
+    let mut wake = Wake::on([nodes.changes(), egress.changes()]);
+    loop {
+        // Before everything was read once, a report would tell the hub of nodes that went away.
+        if nodes.synced() && egress.synced() {
+            let fresh = build(&nodes.objects(), &egress.objects());
+            report.send_if_modified(|old| {
+                let changed = *old != fresh;
+                if changed {
+                    *old = fresh;
+                }
+                changed
+            });
+        }
+        wake.changed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{NodeCondition, NodeStatus};
+    use spillway_crds::condition::{self, Verdict};
+    use spillway_crds::member::{EgressNodeSpec, EgressNodeStatus};
+
+    use super::*;
+
+    fn node(name: &str, ready: bool) -> (String, Node) {
+        let mut node = Node::default();
+        node.metadata.name = Some(name.into());
+        node.status = Some(NodeStatus {
+            conditions: Some(vec![NodeCondition {
+                type_: "Ready".into(),
+                status: if ready { "True" } else { "Unknown" }.into(),
+                ..NodeCondition::default()
+            }]),
+            ..NodeStatus::default()
+        });
+        (name.into(), node)
+    }
+
+    fn egress(name: &str, digest: Option<Digest>) -> (String, EgressNode) {
+        let mut node = EgressNode::new(
+            name,
+            EgressNodeSpec {
+                overlay: AddressPair {
+                    ipv4: Some("100.64.4.1".into()),
+                    ipv6: None,
+                },
+                underlay: AddressPair::default(),
+            },
+        );
+        node.status = Some(EgressNodeStatus {
+            programmed: digest.map(|d| d.to_string()),
+            agent_version: Some("1".into()),
+            ..EgressNodeStatus::default()
+        });
+        (name.into(), node)
+    }
+
+    fn built<const N: usize, const E: usize>(
+        nodes: [(String, Node); N],
+        egress: [(String, EgressNode); E],
+    ) -> MemberReport {
+        let nodes = nodes.into_iter().map(|(n, o)| (n, Arc::new(o))).collect();
+        let egress = egress.into_iter().map(|(n, o)| (n, Arc::new(o))).collect();
+        build(&nodes, &egress)
+    }
+
+    #[test]
+    fn a_digest_counts_once_every_ready_node_has_it() {
+        let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+        let both = |a, b| {
+            built(
+                [node("a", true), node("b", true)],
+                [egress("a", a), egress("b", b)],
+            )
+        };
+        assert_eq!(both(Some(new), Some(old)).programmed, None);
+        assert_eq!(both(Some(new), None).programmed, None);
+        assert_eq!(both(Some(new), Some(new)).programmed, Some(new));
+        let dead = built(
+            [node("a", true), node("b", false)],
+            [egress("a", Some(new)), egress("b", Some(old))],
+        );
+        assert_eq!(dead.programmed, Some(new));
+        assert_eq!(
+            built([node("b", false)], [egress("b", Some(old))]).programmed,
+            None
+        );
+        assert_eq!(built([], []).programmed, None);
+    }
+
+    #[test]
+    fn a_node_is_ready_when_kubernetes_its_agent_and_its_owner_say_so() {
+        let ready = |node, egress| built([node], [egress]).nodes[0].ready;
+        assert!(ready(node("a", true), egress("a", None)));
+        assert!(!ready(node("a", false), egress("a", None)));
+
+        let mut cordoned = node("a", true);
+        let label = |v: &str| (CORDON_LABEL.to_owned(), v.to_owned());
+        cordoned.1.metadata.labels = Some([label("")].into());
+        assert!(!ready(cordoned.clone(), egress("a", None)));
+        cordoned.1.metadata.labels = Some([label("false")].into());
+        assert!(ready(cordoned, egress("a", None)));
+
+        let mut silent = egress("a", None);
+        silent.1.status = None;
+        assert!(!ready(node("a", true), silent));
+        let mut bare = egress("a", None);
+        bare.1.spec.overlay = AddressPair::default();
+        assert!(!ready(node("a", true), bare));
+    }
+
+    #[test]
+    fn a_node_that_fails_says_why() {
+        let mut failing = egress("a", None);
+        let status = failing.1.status.as_mut().expect("set above");
+        let why = Verdict::no(ConditionType::Programmed, "NoVxlan", "no VXLAN driver");
+        let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
+        condition::set(&mut status.conditions, None, &why, now);
+        assert_eq!(
+            built([node("a", true)], [failing]).nodes[0].message,
+            "no VXLAN driver"
+        );
+        assert!(built([node("a", true)], []).nodes[0].message.contains("overlay"));
+    }
+}
