@@ -212,6 +212,7 @@ impl ArenaSpec {
                 control_plane,
                 nodes,
                 api_port: 0,
+                kubectl: PathBuf::new(),
             });
         }
         Ok(Plan {
@@ -298,6 +299,9 @@ pub struct ClusterPlan {
     pub nodes: Vec<NodePlan>,
     /// Port on 127.0.0.1 of the machine that leads to the API server; 0 before it is known.
     pub api_port: u16,
+    /// The kubectl of its version; empty before it is known.
+    #[serde(default)]
+    pub kubectl: PathBuf,
 }
 
 /// A node of a cluster.

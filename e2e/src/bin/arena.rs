@@ -197,8 +197,7 @@ async fn dispatch(args: Args) -> Result<ExitCode> {
         }
         Verb::Kubectl { cluster, args } => {
             let plan = dirs.load_existing()?;
-            let version = plan.cluster(&cluster)?.spec.kubernetes;
-            let kubectl = Toolbox::ensure(&[version])?.kubernetes(&version, "kubectl");
+            let kubectl = &plan.cluster(&cluster)?.kubectl;
             let error = Command::new(kubectl)
                 .args(args)
                 .env("KUBECONFIG", dirs.kubeconfig(&cluster))

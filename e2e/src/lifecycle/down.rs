@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::lock;
+use super::Lock;
 use crate::{
     node::{cgroup, process},
     state::{Dirs, Plan},
@@ -68,8 +68,9 @@ pub fn down(name: &str) -> Result<bool> {
     if !dirs.state().exists() && !dirs.disk().exists() {
         return Ok(false);
     }
-    let _lock = lock(&dirs, &format!("arena {name}"))?;
+    let lock = Lock::take(&dirs)?;
     take_down(&dirs)?;
+    lock.remove();
     Ok(true)
 }
 
@@ -113,7 +114,7 @@ pub(super) fn take_down(dirs: &Dirs) -> Result<()> {
         for dir in [dirs.disk(), dirs.state()] {
             match fs::remove_dir_all(&dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    errors.attempt(&format!("remove {}", dir.display()), Err(e.into()))
+                    errors.attempt(&format!("remove {}", dir.display()), Err(e.into()));
                 }
                 _ => {}
             }

@@ -117,7 +117,7 @@ async fn accept(listener: tokio::net::TcpListener, ns: String, address: SocketAd
                 }
                 // The client sees its connection closed, as from a dead API server.
                 Ok(Err(e)) => {
-                    tracing::debug!(error = format!("{e:#}"), %address, "API server can't be reached")
+                    tracing::debug!(error = format!("{e:#}"), %address, "API server can't be reached");
                 }
                 Err(e) => tracing::warn!(error = %e, "dialling ended"),
             }

@@ -14,16 +14,21 @@ mod images;
 mod power;
 mod up;
 
-use std::time::Instant;
+use std::{
+    fs::{self, File, TryLockError},
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
+    time::Instant,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 pub use down::{Leftovers, down, leftovers};
 pub use images::load_workspace;
 pub use power::{power_off, power_on};
 pub use up::{Built, up};
 
-use crate::{provision::Lock, state::Dirs};
+use crate::state::Dirs;
 
 /// Says what happens and how long after the start.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +48,44 @@ impl Clock {
     }
 }
 
-/// Held by whoever changes the arena.
-fn lock(dirs: &Dirs, what: &str) -> Result<Lock> {
-    Lock::take(&dirs.lock(), what)
+/// Held by whoever changes the arena; the kernel lets go of it when the process dies.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for whoever has it.
+    fn take(dirs: &Dirs) -> Result<Self> {
+        let path = dirs.lock();
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        loop {
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .with_context(|| format!("open {}", path.display()))?;
+            if let Err(TryLockError::WouldBlock) = file.try_lock() {
+                eprintln!(
+                    "another command is at work on this arena; waiting for it ({})",
+                    path.display()
+                );
+                file.lock()?;
+            }
+            // The last holder may have removed the file that this one waited for.
+            let current = fs::metadata(&path).map(|m| m.ino());
+            if current.is_ok_and(|ino| file.metadata().is_ok_and(|m| m.ino() == ino)) {
+                return Ok(Self { path, _file: file });
+            }
+        }
+    }
+
+    /// Removes the lock's file, with the arena.
+    fn remove(self) {
+        let _somebody_else_may_have = fs::remove_file(&self.path);
+    }
 }

@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Clock, down::take_down, forward, images, lock, power};
+use super::{Clock, Lock, down::take_down, forward, images, power};
 use crate::{
     control_plane,
     image::{self, Image},
@@ -59,10 +59,9 @@ pub async fn up(spec: &ArenaSpec, keep_failed: bool) -> Result<Built> {
         Ok((toolbox, images))
     })
     .await??;
-    let _lock = {
+    let lock = {
         let dirs = dirs.clone();
-        let what = format!("arena {}", plan.name);
-        tokio::task::spawn_blocking(move || lock(&dirs, &what)).await??
+        tokio::task::spawn_blocking(move || Lock::take(&dirs)).await??
     };
     if dirs.state().exists() || dirs.disk().exists() {
         bail!(
@@ -84,6 +83,7 @@ pub async fn up(spec: &ArenaSpec, keep_failed: bool) -> Result<Built> {
             )));
         }
         let cleanup = tokio::task::spawn_blocking(move || take_down(&dirs)).await?;
+        lock.remove();
         let e = e
             .context("the arena doesn't come up and was removed again (--keep-failed keeps it and its logs)");
         return Err(match cleanup {
@@ -104,6 +104,9 @@ struct Context {
 
 async fn build(context: &Arc<Context>, plan: &mut Plan) -> Result<()> {
     let listeners = forward::open(plan)?;
+    for cluster in &mut plan.clusters {
+        cluster.kubectl = context.toolbox.kubernetes(&cluster.spec.kubernetes, "kubectl");
+    }
     context.dirs.create()?;
     context.dirs.save(plan)?;
     let shared = Arc::new(plan.clone());

@@ -2,6 +2,7 @@
 
 use std::{
     collections::hash_map::DefaultHasher,
+    fmt::Write as _,
     hash::{Hash as _, Hasher as _},
     process::Command,
 };
@@ -141,6 +142,8 @@ pub fn plug(plan: &Plan, machine: &MachinePlan) -> Result<()> {
             ("ipv6/conf/default/forwarding", "1"),
             ("ipv6/conf/all/accept_ra", "0"),
             ("ipv6/conf/default/accept_ra", "0"),
+            // Nobody here has an address twice, and a pod bridge that is still looking is deaf for its first second.
+            ("ipv6/conf/default/accept_dad", "0"),
             // Strict, as Red Hat's family ships it: the harder case for whoever routes asymmetrically on a node.
             ("ipv4/conf/all/rp_filter", "1"),
             ("ipv4/conf/default/rp_filter", "1"),
@@ -212,7 +215,8 @@ pub fn route_pods(cluster: &ClusterPlan, node: &NodePlan) -> Result<()> {
     let mut rules = String::new();
     for range in &cluster.spec.pod_ranges {
         let family = if range.addr().is_ipv4() { "ip" } else { "ip6" };
-        rules += &format!(
+        let _never_fails = write!(
+            rules,
             "table {family} arena-masq {{\n chain postrouting {{\n  type nat hook postrouting priority srcnat; policy accept;\n  \
              {family} saddr {range} {family} daddr != {range} counter masquerade\n }}\n}}\n"
         );
