@@ -178,10 +178,6 @@ impl Ruleset {
         let Self { family, table, .. } = self;
         let mut out = format!("add table {family} {table}\ndelete table {family} {table}\n");
         _ = writeln!(out, "table {family} {table} {{");
-        // Verdict maps name chains and rules name maps: chains are declared first, filled last.
-        for name in self.chains.keys() {
-            _ = writeln!(out, "\tchain {name} {{\n\t}}");
-        }
         for (name, set) in &self.sets {
             set.render(name, &mut out);
         }
