@@ -27,6 +27,14 @@ impl KubernetesVersion {
         patch: 3,
     };
 
+    /// The versions that can be built, the oldest first.
+    pub fn available() -> anyhow::Result<Vec<Self>> {
+        Ok(modules(&super::go_dir())?
+            .into_iter()
+            .map(|(version, _)| version)
+            .collect())
+    }
+
     /// The folder of the Go module that pins this version.
     ///
     /// # Errors
@@ -158,6 +166,15 @@ mod tests {
     fn the_default_is_what_the_kubernetes_module_pins() {
         let dir = KubernetesVersion::DEFAULT.module(&go_dir()).unwrap();
         assert_eq!(dir, go_dir().join("kubernetes"));
+    }
+
+    #[test]
+    fn the_default_is_available() {
+        assert!(
+            KubernetesVersion::available()
+                .unwrap()
+                .contains(&KubernetesVersion::DEFAULT)
+        );
     }
 
     #[test]
