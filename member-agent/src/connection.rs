@@ -7,7 +7,6 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::Secret;
 use spillway_crds::condition::Verdict;
@@ -18,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::control::Wake;
 use crate::enrol;
-use crate::identity::{IdentityStore, Stored, TOKEN_SECRET, Unusable, token_in};
+use crate::identity::{IdentityStore, Stored, TOKEN_SECRET, token_in};
 use crate::leave;
 use crate::mirror::Mirror;
 use crate::plan::Store;
@@ -82,7 +81,7 @@ impl Connection {
             let usable = match &identity {
                 None => Err(None),
                 Some(stored) => stored
-                    .check(&inputs.spec.member, &inputs.spec.ca_pin, SystemTime::now())
+                    .check(&inputs.spec.member, &inputs.spec.ca_pin)
                     .map_err(Some)
                     .map(|()| stored.clone()),
             };
@@ -107,7 +106,7 @@ impl Connection {
                         p.connected = not_enrolled();
                         p.endpoint = None;
                         if !token_refused {
-                            p.enrolled = unusable(why.as_ref());
+                            p.enrolled = unusable(why.as_deref());
                         }
                     });
                     if self.leaving() {
@@ -253,12 +252,12 @@ impl Connection {
 }
 
 /// The `Enrolled` condition of a cluster without a usable identity and without a token to get one.
-fn unusable(why: Option<&Unusable>) -> Verdict {
+fn unusable(why: Option<&str>) -> Verdict {
+    let why = why.unwrap_or("there is no join token");
     let advice = "make a token on the hub (spillway token create) and run the join command that it prints";
-    let (reason, message) = match why {
-        None => ("TokenMissing", format!("there is no join token; {advice}")),
-        Some(Unusable::Other(why)) => ("TokenMissing", format!("{why}; {advice}")),
-        Some(Unusable::Expired(why)) => ("CertificateExpired", format!("{why}; {advice} (with --rejoin)")),
-    };
-    Verdict::no(ConditionType::Enrolled, reason, message)
+    Verdict::no(
+        ConditionType::Enrolled,
+        "TokenMissing",
+        format!("{why}; {advice}"),
+    )
 }

@@ -241,6 +241,7 @@ pub(crate) fn connected(state: &ConnectionState, member: &str) -> Verdict {
                 DisconnectReason::NotAccepted(_) => "CertificateNotAccepted",
                 DisconnectReason::Revoked(_) => "Revoked",
                 DisconnectReason::StaleHub { .. } => "StaleHub",
+                DisconnectReason::Expired(_) => "CertificateExpired",
                 DisconnectReason::BadIdentity(_) => "IdentityUnusable",
                 DisconnectReason::Closed(_) => "StreamEnded",
                 DisconnectReason::Silent => "HubSilent",
