@@ -1,16 +1,37 @@
 //! The real kernel. One thread owns every socket; callers send it commands.
 
+mod announce;
+mod conntrack;
+mod drift;
+mod facts;
+mod link;
+mod neighbours;
 mod netlink;
+mod routes;
+mod rules;
+mod step;
+mod sysctls;
+mod worker;
 
 use std::net::IpAddr;
 use std::thread;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use spillway_core::node::flows::Flows;
 use spillway_core::node::state::DesiredState;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
+use self::drift::Hint;
+use self::worker::Worker;
 use crate::{Changes, Drift, Error, Facts, Kernel, Result};
+
+/// How long after a hint the kernel is compared: others make several changes in a row.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// How often the kernel is compared without any hint. Proxy neighbours and kernel settings change silently.
+const PERIOD: Duration = Duration::from_secs(15);
 
 /// A command for the thread, with the way its answer takes.
 enum Command {
@@ -36,9 +57,40 @@ impl LinuxKernel {
     /// # Errors
     /// Where a socket can't be opened: without `CAP_NET_ADMIN`, or without the subsystem.
     pub fn open() -> Result<Self> {
-        let (commands, _inbox) = mpsc::channel(16);
-        let (_drift_sender, drift) = watch::channel(Drift::default());
-        let _ = thread::current();
+        let (commands, inbox) = mpsc::channel(16);
+        let (drift_sender, drift) = watch::channel(Drift::default());
+        let (opened, was_opened) = std::sync::mpsc::sync_channel(1);
+        thread::Builder::new()
+            .name("kernel".into())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = match runtime {
+                    Ok(runtime) => runtime,
+                    Err(source) => {
+                        let _ = opened.send(Err(Error::Open {
+                            what: "runtime",
+                            source,
+                        }));
+                        return;
+                    }
+                };
+                runtime.block_on(async move {
+                    match Actor::open(drift_sender) {
+                        Ok((actor, hints)) => {
+                            let _ = opened.send(Ok(()));
+                            actor.run(inbox, hints).await;
+                        }
+                        Err(error) => {
+                            let _ = opened.send(Err(error));
+                        }
+                    }
+                });
+            })
+            .map_err(|source| Error::Open {
+                what: "thread",
+                source,
+            })?;
+        was_opened.recv().map_err(|_| Error::Ended)??;
         Ok(Self { commands, drift })
     }
 
@@ -49,6 +101,130 @@ impl LinuxKernel {
             .await
             .map_err(|_| Error::Ended)?;
         answered.await.map_err(|_| Error::Ended)?
+    }
+}
+
+/// The thread's loop: commands first, comparisons when there is nothing else to do.
+struct Actor {
+    worker: Worker,
+    drift: watch::Sender<Drift>,
+    /// What was last applied, and what was still different right afterwards: that isn't drift.
+    applied: Option<(DesiredState, Changes)>,
+    /// The facts last answered, and for which underlay addresses.
+    told: Option<(Vec<IpAddr>, Facts)>,
+}
+
+impl Actor {
+    fn open(drift: watch::Sender<Drift>) -> Result<(Self, mpsc::Receiver<Hint>)> {
+        let (sender, hints) = mpsc::channel(64);
+        let worker = Worker::open()?;
+        drift::listen(&sender)?;
+        Ok((
+            Self {
+                worker,
+                drift,
+                applied: None,
+                told: None,
+            },
+            hints,
+        ))
+    }
+
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>, mut hints: mpsc::Receiver<Hint>) {
+        let mut pending = Hint::default();
+        let mut due = Instant::now() + PERIOD;
+        loop {
+            tokio::select! {
+                biased;
+                command = inbox.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    None => return,
+                },
+                Some(hint) = hints.recv() => {
+                    if pending == Hint::default() {
+                        due = Instant::now() + SETTLE;
+                    }
+                    pending = pending.and(hint);
+                }
+                () = sleep_until(due) => {
+                    let periodic = pending == Hint::default();
+                    if pending.ours || periodic {
+                        self.compare().await;
+                    }
+                    if pending.facts || periodic {
+                        self.compare_facts().await;
+                    }
+                    pending = Hint::default();
+                    due = Instant::now() + PERIOD;
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        // Whoever asked may have gone; the work is done all the same.
+        match command {
+            Command::Facts(underlay, answer) => {
+                let facts = self.worker.facts(&underlay).await;
+                if let Ok(facts) = &facts {
+                    self.told = Some((underlay, facts::relevant(facts)));
+                }
+                let _ = answer.send(facts);
+            }
+            Command::Apply(desired, answer) => {
+                let result = self.worker.apply(&desired).await;
+                let left = match &result {
+                    Ok(_) => Changes::default(),
+                    Err(_) => self.worker.plan(&desired).await.unwrap_or_default(),
+                };
+                self.applied = Some((*desired, left));
+                let _ = answer.send(result);
+            }
+            Command::Plan(desired, answer) => {
+                let _ = answer.send(self.worker.plan(&desired).await);
+            }
+            Command::Cut(flows, answer) => {
+                let _ = answer.send(self.worker.cut(&flows));
+            }
+            Command::Announce(addresses, answer) => {
+                let _ = answer.send(self.worker.announce(&addresses));
+            }
+        }
+    }
+
+    async fn compare(&mut self) {
+        let Some((desired, left)) = &mut self.applied else {
+            return;
+        };
+        match self.worker.plan(desired).await {
+            Ok(found) if found.is_empty() || found == *left => {}
+            Ok(found) => {
+                tracing::warn!(%found, "somebody changed what is ours in the kernel");
+                // Told once: whoever listens applies again, and that sets what is left.
+                left.clone_from(&found);
+                self.drift.send_modify(|drift| {
+                    drift.repairs += 1;
+                    drift.found = found;
+                });
+            }
+            Err(error) => tracing::warn!(%error, "couldn't compare the kernel with what was applied"),
+        }
+    }
+
+    async fn compare_facts(&mut self) {
+        let Some((underlay, told)) = &mut self.told else {
+            return;
+        };
+        match self.worker.facts(underlay).await {
+            Ok(facts) => {
+                let facts = facts::relevant(&facts);
+                if facts != *told {
+                    *told = facts;
+                    self.drift.send_modify(|drift| drift.facts += 1);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "couldn't read the node's network"),
+        }
     }
 }
 

@@ -1,0 +1,314 @@
+//! The tunnel device and its addresses.
+//!
+//! The device is ours by its alias, so that one that was made under another name is found and removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
+};
+use netlink_packet_route::{AddressFamily, link::LinkHeader};
+use rtnetlink::LinkVxlan;
+use spillway_core::node::state::TunnelDevice;
+
+use super::netlink::Requests;
+use super::step::Step;
+use crate::{Operation, Result};
+
+/// Alias of a device of ours.
+pub(super) const ALIAS: &str = "spillway tunnel";
+
+/// An interface as the kernel holds it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) mtu: u32,
+    pub(super) up: bool,
+    pub(super) mac: Option<[u8; 6]>,
+    pub(super) alias: Option<String>,
+    /// Attributes of a VXLAN device.
+    pub(super) vxlan: Option<Vec<InfoVxlan>>,
+    pub(super) addresses: BTreeSet<IpNet>,
+}
+
+/// All interfaces by name, with their addresses.
+pub(super) fn observe(requests: &mut Requests<RouteNetlinkMessage>) -> Result<BTreeMap<String, Link>> {
+    let mut by_index = BTreeMap::new();
+    let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    for message in requests.dump("list interfaces", &all)? {
+        if let RouteNetlinkMessage::NewLink(message) = message {
+            let link = read(message);
+            by_index.insert(link.index, link);
+        }
+    }
+    let all = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    for message in requests.dump("list addresses", &all)? {
+        if let RouteNetlinkMessage::NewAddress(message) = message
+            && let Some(link) = by_index.get_mut(&message.header.index)
+            && let Some(address) = local(&message)
+            && let Ok(net) = IpNet::new(address, message.header.prefix_len)
+        {
+            link.addresses.insert(net);
+        }
+    }
+    Ok(by_index
+        .into_values()
+        .map(|link| (link.name.clone(), link))
+        .collect())
+}
+
+/// An IPv4 point-to-point address has its peer as address and itself as local; IPv6 mostly has no local.
+fn local(message: &AddressMessage) -> Option<IpAddr> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => return Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            _ => {}
+        }
+    }
+    address
+}
+
+fn read(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(mac) => link.mac = mac.try_into().ok(),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    if let LinkInfo::Data(InfoData::Vxlan(data)) = info {
+                        link.vxlan = Some(data);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+/// Why the device can't be changed into the wanted one, if it can't.
+fn immutable_difference(link: &Link, wanted: &TunnelDevice) -> Option<&'static str> {
+    let Some(data) = &link.vxlan else {
+        return Some("it is no VXLAN device");
+    };
+    let has = |attribute: &InfoVxlan| data.contains(attribute);
+    let local = match wanted.local {
+        IpAddr::V4(ip) => InfoVxlan::Local(ip),
+        IpAddr::V6(ip) => InfoVxlan::Local6(ip),
+    };
+    if !has(&InfoVxlan::Id(wanted.vni)) {
+        Some("it has another network identifier")
+    } else if !has(&InfoVxlan::Port(wanted.port)) {
+        Some("it has another port")
+    } else if !has(&local) {
+        Some("it has another local address")
+    } else if !has(&InfoVxlan::Gbp) {
+        Some("it lacks group policy")
+    } else if has(&InfoVxlan::Learning(true)) {
+        Some("it learns")
+    } else {
+        None
+    }
+}
+
+/// The device as it is made: down and without alias, since the kernel takes neither the alias nor the address
+/// generation mode while it makes a device. Comparing once more finds what is missing.
+fn creation(wanted: &TunnelDevice) -> LinkMessage {
+    let builder = LinkVxlan::new(&wanted.name, wanted.vni)
+        .port(wanted.port)
+        .learning(false)
+        .gbp();
+    let builder = match wanted.local {
+        IpAddr::V4(ip) => builder.local(ip),
+        IpAddr::V6(ip) => builder.local6(ip),
+    };
+    builder.mtu(wanted.mtu).address(wanted.mac.to_vec()).build()
+}
+
+fn no_link_local() -> LinkAttribute {
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+        In6AddrGenMode::None,
+    )])])
+}
+
+fn header(index: u32) -> LinkHeader {
+    let mut header = LinkHeader::default();
+    header.interface_family = AddressFamily::Unspec;
+    header.index = index;
+    header
+}
+
+fn modification(index: u32, attribute: LinkAttribute) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header = header(index);
+    message.attributes.push(attribute);
+    RouteNetlinkMessage::SetLink(message)
+}
+
+/// A request that deletes an interface.
+pub(super) fn deletion(index: u32) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header = header(index);
+    RouteNetlinkMessage::DelLink(message)
+}
+
+/// A request that adds a VXLAN device with GBP, down, for finding out whether the kernel can.
+pub(super) fn probe(name: &str) -> RouteNetlinkMessage {
+    let builder = LinkVxlan::new(name, 0x00ff_fff1)
+        .port(65_333)
+        .learning(false)
+        .gbp();
+    RouteNetlinkMessage::NewLink(builder.build())
+}
+
+fn describe(wanted: &TunnelDevice) -> String {
+    format!(
+        "device {} vxlan id {} port {} local {} mtu {}",
+        wanted.name, wanted.vni, wanted.port, wanted.local, wanted.mtu
+    )
+}
+
+/// Steps for the device itself, and whether there is a device afterwards that keeps its index.
+pub(super) struct DeviceSteps {
+    /// Takes a device away that is in the way of the wanted one; done before `build`.
+    pub(super) clear: Vec<Step>,
+    /// Makes or adjusts the device.
+    pub(super) build: Vec<Step>,
+    /// Takes devices away that are ours and no longer wanted; done at the end.
+    pub(super) remove: Vec<Step>,
+    /// Index of the device that stays; `None` when it has yet to be made.
+    pub(super) kept: Option<u32>,
+}
+
+/// Compares devices.
+pub(super) fn device_steps(links: &BTreeMap<String, Link>, wanted: Option<&TunnelDevice>) -> DeviceSteps {
+    let mut out = DeviceSteps {
+        clear: Vec::new(),
+        build: Vec::new(),
+        remove: Vec::new(),
+        kept: None,
+    };
+    for link in links.values() {
+        let ours = link.alias.as_deref() == Some(ALIAS);
+        if ours && wanted.is_none_or(|w| w.name != link.name) {
+            let step = Step::remove(format!("device {}", link.name), deletion(link.index));
+            // Two devices can't have one identifier and port: the old one goes first where there is a new one.
+            if wanted.is_some() {
+                out.clear.push(step);
+            } else {
+                out.remove.push(step);
+            }
+        }
+    }
+    let Some(wanted) = wanted else { return out };
+    let add = || Step::add(describe(wanted), RouteNetlinkMessage::NewLink(creation(wanted)));
+    let Some(link) = links.get(&wanted.name) else {
+        out.build.push(add());
+        return out;
+    };
+    if let Some(why) = immutable_difference(link, wanted) {
+        out.clear.push(Step::remove(
+            format!("device {} ({why})", link.name),
+            deletion(link.index),
+        ));
+        out.build.push(add());
+        return out;
+    }
+    out.kept = Some(link.index);
+    let name = &wanted.name;
+    if link.mtu != wanted.mtu {
+        let message = modification(link.index, LinkAttribute::Mtu(wanted.mtu));
+        out.build
+            .push(Step::set(format!("device {name} mtu {}", wanted.mtu), message));
+    }
+    if link.mac != Some(wanted.mac) {
+        let message = modification(link.index, LinkAttribute::Address(wanted.mac.to_vec()));
+        out.build
+            .push(Step::set(format!("device {name} address"), message));
+    }
+    if link.alias.as_deref() != Some(ALIAS) {
+        let message = modification(link.index, LinkAttribute::IfAlias(ALIAS.into()));
+        out.build.push(Step::set(format!("device {name} alias"), message));
+    }
+    if !link.up {
+        // Router solicitations and multicast reports have nobody to go to.
+        let message = modification(link.index, no_link_local());
+        out.build
+            .push(Step::set(format!("device {name} addrgenmode none"), message));
+        let mut message = LinkMessage::default();
+        message.header = header(link.index);
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        out.build.push(Step::set(
+            format!("device {name} up"),
+            RouteNetlinkMessage::SetLink(message),
+        ));
+    }
+    out
+}
+
+/// Compares the device's addresses. Link-local ones are the kernel's own.
+pub(super) fn address_steps(held: &BTreeSet<IpNet>, wanted: &TunnelDevice, index: u32) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for net in wanted.addresses.difference(held) {
+        let object = format!("address {net} dev {}", wanted.name);
+        steps.push(Step::add(
+            object,
+            RouteNetlinkMessage::NewAddress(address(index, net)),
+        ));
+    }
+    for net in held.difference(&wanted.addresses) {
+        if matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+            continue;
+        }
+        let object = format!("address {net} dev {}", wanted.name);
+        let message = RouteNetlinkMessage::DelAddress(address(index, net));
+        steps.push(Step {
+            operation: Operation::Remove,
+            ..Step::remove(object, message)
+        });
+    }
+    steps
+}
+
+fn address(index: u32, net: &IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = net.prefix_len();
+    message.header.scope = AddressScope::Universe;
+    message.header.family = match net {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    };
+    // Duplicate address detection has nobody to ask over the tunnel, and would hold the address back.
+    message.header.flags = match net {
+        IpNet::V4(_) => AddressHeaderFlags::empty(),
+        IpNet::V6(_) => AddressHeaderFlags::Nodad,
+    };
+    message.attributes.push(AddressAttribute::Address(net.addr()));
+    message.attributes.push(AddressAttribute::Local(net.addr()));
+    message
+}
+
+/// Whether a link's kind is VXLAN; used by the drift filter, which sees messages rather than dumps.
+pub(super) fn is_vxlan(message: &LinkMessage) -> bool {
+    message.attributes.iter().any(|attribute| {
+        matches!(attribute, LinkAttribute::LinkInfo(infos)
+            if infos.iter().any(|i| matches!(i, LinkInfo::Kind(InfoKind::Vxlan))))
+    })
+}

@@ -1,0 +1,263 @@
+//! Routes with our protocol number.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use spillway_core::node::state::{Route, RouteTarget};
+
+use super::netlink::Requests;
+use super::step::{Action, Step};
+use crate::{Operation, PROTOCOL, Result};
+
+/// What the kernel stores for metric 0 of an IPv6 route.
+const IPV6_DEFAULT_METRIC: u32 = 1024;
+
+/// What makes two routes collide: table, destination, metric.
+pub(super) type Key = (u32, IpNet, u32);
+
+/// A route as the kernel holds it.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) ours: bool,
+    pub(super) device: Option<u32>,
+    target: Target,
+    pub(super) message: RouteMessage,
+}
+
+/// A target with its device as index, as the kernel knows it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Target {
+    Device {
+        index: u32,
+        via: Option<IpAddr>,
+        mtu: u32,
+    },
+    Unreachable,
+    /// A form that we never write.
+    Other,
+}
+
+/// All routes of both families, also those that aren't ours: an equal key would collide. Cached and local
+/// ones are left out.
+pub(super) fn observe(requests: &mut Requests<RouteNetlinkMessage>) -> Result<Vec<(Key, Held)>> {
+    let mut out = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        for message in requests.dump("list routes", &RouteNetlinkMessage::GetRoute(message))? {
+            if let RouteNetlinkMessage::NewRoute(message) = message
+                && message.header.address_family == family
+                && !message.header.flags.contains(RouteFlags::Cloned)
+                && let Some(route) = read(message)
+            {
+                out.push(route);
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
+
+fn read(message: RouteMessage) -> Option<(Key, Held)> {
+    let unspecified = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0_u8; 4]),
+        _ => IpAddr::from([0_u8; 16]),
+    };
+    let mut table = u32::from(message.header.table);
+    let (mut destination, mut metric, mut device, mut via, mut mtu) = (unspecified, 0, None, None, 0);
+    let mut plain = message.header.source_prefix_length == 0 && message.header.tos == 0;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(t) => table = *t,
+            RouteAttribute::Destination(a) => destination = ip(a)?,
+            RouteAttribute::Priority(p) => metric = *p,
+            RouteAttribute::Oif(index) => device = Some(*index),
+            RouteAttribute::Gateway(a) => via = ip(a),
+            RouteAttribute::Metrics(metrics) => {
+                for m in metrics {
+                    match m {
+                        RouteMetric::Mtu(m) => mtu = *m,
+                        _ => plain = false,
+                    }
+                }
+            }
+            RouteAttribute::MultiPath(_)
+            | RouteAttribute::PrefSource(_)
+            | RouteAttribute::Source(_)
+            | RouteAttribute::Via(_)
+            | RouteAttribute::Encap(_) => plain = false,
+            _ => {}
+        }
+    }
+    let key = (
+        table,
+        IpNet::new(destination, message.header.destination_prefix_length).ok()?,
+        metric,
+    );
+    let target = match (message.header.kind, device) {
+        (RouteType::Unreachable, _) if plain => Target::Unreachable,
+        (RouteType::Unicast, Some(index)) if plain => Target::Device { index, via, mtu },
+        _ => Target::Other,
+    };
+    let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL);
+    Some((
+        key,
+        Held {
+            ours,
+            device,
+            target,
+            message,
+        },
+    ))
+}
+
+fn key(route: &Route) -> Key {
+    let metric = match route.destination {
+        IpNet::V6(_) if route.metric == 0 => IPV6_DEFAULT_METRIC,
+        _ => route.metric,
+    };
+    (route.table, route.destination.trunc(), metric)
+}
+
+fn message((table, destination, metric): Key, target: &Target) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let family = match destination {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    };
+    message.header = RouteHeader {
+        address_family: family,
+        destination_prefix_length: destination.prefix_len(),
+        protocol: RouteProtocol::Other(PROTOCOL),
+        scope: RouteScope::Universe,
+        kind: RouteType::Unicast,
+        ..RouteHeader::default()
+    };
+    message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.attributes.push(RouteAttribute::Table(table));
+    if destination.prefix_len() > 0 {
+        message
+            .attributes
+            .push(RouteAttribute::Destination(destination.addr().into()));
+    }
+    message.attributes.push(RouteAttribute::Priority(metric));
+    match target {
+        Target::Device { index, via, mtu } => {
+            message.attributes.push(RouteAttribute::Oif(*index));
+            if let Some(via) = via {
+                message.header.flags.insert(RouteFlags::Onlink);
+                message.attributes.push(RouteAttribute::Gateway((*via).into()));
+            } else if family == AddressFamily::Inet {
+                message.header.scope = RouteScope::Link;
+            }
+            if *mtu > 0 {
+                message
+                    .attributes
+                    .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(*mtu)]));
+            }
+        }
+        Target::Unreachable | Target::Other => message.header.kind = RouteType::Unreachable,
+    }
+    message
+}
+
+fn describe(route: &Route) -> String {
+    let Route {
+        table,
+        destination,
+        metric,
+        target,
+    } = route;
+    match target {
+        RouteTarget::Device { device, via, .. } => {
+            let via = via.map(|v| format!(" via {v}")).unwrap_or_default();
+            format!("route {destination}{via} dev {device} table {table} metric {metric}")
+        }
+        RouteTarget::Unreachable => format!("route unreachable {destination} table {table} metric {metric}"),
+    }
+}
+
+/// Compares routes. `index` knows interfaces by name.
+pub(super) fn steps(
+    held: &[(Key, Held)],
+    wanted: &BTreeSet<Route>,
+    index: impl Fn(&str) -> Option<u32>,
+) -> Vec<Step> {
+    let mut by_key: BTreeMap<Key, Vec<&Held>> = BTreeMap::new();
+    for (key, route) in held {
+        by_key.entry(*key).or_default().push(route);
+    }
+    let mut steps = Vec::new();
+    let mut wanted_keys = BTreeSet::new();
+    for route in wanted {
+        let object = describe(route);
+        let key = key(route);
+        wanted_keys.insert(key);
+        let target = match &route.target {
+            RouteTarget::Unreachable => Target::Unreachable,
+            RouteTarget::Device { device, via, mtu } => match index(device) {
+                Some(index) => Target::Device {
+                    index,
+                    via: *via,
+                    mtu: *mtu,
+                },
+                None => {
+                    let action = Action::Impossible(format!("{object}: there is no such device"));
+                    steps.push(Step {
+                        operation: Operation::Add,
+                        object,
+                        action,
+                    });
+                    continue;
+                }
+            },
+        };
+        let request = RouteNetlinkMessage::NewRoute(message(key, &target));
+        match by_key.get(&key).map(Vec::as_slice) {
+            None => steps.push(Step::add(object, request)),
+            Some([one]) if one.ours && one.target == target => {}
+            // Taking the same route over from somebody who wrote it by hand harms nobody; another target would.
+            Some(several) if several.iter().all(|h| h.ours || h.target == target) => {
+                steps.push(Step::replace(object, request));
+                // IPv6 keeps several routes under one key, as next hops.
+                for extra in several.iter().skip(1) {
+                    let gone = RouteNetlinkMessage::DelRoute(extra.message.clone());
+                    steps.push(Step::remove(format!("route {} (duplicate)", key.1), gone));
+                }
+            }
+            Some(_) => {
+                let action = Action::Impossible(format!(
+                    "{object}: somebody else has a route for it in the same table with the same metric"
+                ));
+                steps.push(Step {
+                    operation: Operation::Add,
+                    object,
+                    action,
+                });
+            }
+        }
+    }
+    for (key, route) in held {
+        if route.ours && !wanted_keys.contains(key) {
+            let object = format!("route {} table {} metric {}", key.1, key.0, key.2);
+            steps.push(Step::remove(
+                object,
+                RouteNetlinkMessage::DelRoute(route.message.clone()),
+            ));
+        }
+    }
+    steps
+}

@@ -1,0 +1,741 @@
+//! Every driver against the real kernel: built, kept, repaired, removed.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use spillway_core::node::nft::{Atom, Chain, Hook, Ruleset, Set};
+use spillway_core::node::state::{
+    DesiredState, ForwardingEntry, Neighbour, ProxyNeighbour, Route, RouteTarget, Rule, TunnelDevice,
+};
+use spillway_dataplane::{Kernel, Operation};
+use support::{Namespace, eventually, privileged};
+
+fn ip(s: &str) -> IpAddr {
+    s.parse().expect("address")
+}
+
+fn chain(hook: Option<(&str, &str, i32)>, rules: &[&str]) -> Chain {
+    Chain {
+        hook: hook.map(|(kind, hook, priority)| Hook {
+            kind: kind.into(),
+            hook: hook.into(),
+            priority,
+        }),
+        rules: rules.iter().map(|r| (*r).to_owned()).collect(),
+    }
+}
+
+fn set(
+    key: &str,
+    value: Option<&str>,
+    interval: bool,
+    elements: impl IntoIterator<Item = (Vec<Atom>, Option<Atom>)>,
+) -> Set {
+    Set {
+        key: key.into(),
+        value: value.map(str::to_owned),
+        interval,
+        elements: elements.into_iter().collect(),
+    }
+}
+
+fn ruleset() -> Ruleset {
+    let net = |s: &str| Atom::Net(s.parse().expect("prefix"));
+    Ruleset {
+        family: "inet".into(),
+        table: "spillway".into(),
+        sets: BTreeMap::from([
+            (
+                "pods4".into(),
+                set(
+                    "ipv4_addr",
+                    Some("verdict"),
+                    false,
+                    [(vec![Atom::Ip(ip("10.1.0.5"))], Some(Atom::Jump("class_1".into())))],
+                ),
+            ),
+            (
+                "dst_1_4".into(),
+                set(
+                    "ipv4_addr",
+                    Some("verdict"),
+                    true,
+                    [
+                        (vec![net("198.51.100.0/24")], Some(Atom::Goto("egress_7".into()))),
+                        (
+                            vec![Atom::Range(ip("198.51.101.0"), ip("198.51.101.127"))],
+                            Some(Atom::Goto("egress_7".into())),
+                        ),
+                        (
+                            vec![Atom::Range(ip("198.51.102.1"), ip("198.51.102.9"))],
+                            Some(Atom::Drop),
+                        ),
+                        (vec![net("0.0.0.0/3")], Some(Atom::Drop)),
+                    ],
+                ),
+            ),
+            (
+                "granted4".into(),
+                set(
+                    "ipv4_addr . mark",
+                    None,
+                    true,
+                    [
+                        (vec![net("100.64.4.0/22"), Atom::Number(7)], None),
+                        (vec![net("100.64.8.0/22"), Atom::Number(7)], None),
+                    ],
+                ),
+            ),
+            (
+                "local6".into(),
+                set("ipv6_addr", None, true, [(vec![net("fd00::/8")], None)]),
+            ),
+            (
+                "snat4".into(),
+                set(
+                    "mark",
+                    Some("ipv4_addr"),
+                    false,
+                    [(vec![Atom::Number(7)], Some(Atom::Ip(ip("203.0.113.10"))))],
+                ),
+            ),
+        ]),
+        chains: BTreeMap::from([
+            ("class_1".into(), chain(None, &["ip daddr vmap @dst_1_4"])),
+            (
+                "egress_7".into(),
+                chain(
+                    None,
+                    &[
+                        "ct state new ct mark set ct mark & 0xffff0000 | 0x7",
+                        "counter accept",
+                    ],
+                ),
+            ),
+            (
+                "classify".into(),
+                chain(
+                    Some(("filter", "prerouting", -90)),
+                    &[
+                        "ct direction original ip saddr vmap @pods4",
+                        "ip6 daddr @local6 return",
+                    ],
+                ),
+            ),
+            (
+                "translate".into(),
+                chain(
+                    Some(("nat", "postrouting", 90)),
+                    &["oifname != \"spillway0\" snat ip to ct mark map @snat4"],
+                ),
+            ),
+            (
+                "guard".into(),
+                chain(
+                    Some(("filter", "postrouting", 300)),
+                    &["iifname \"spillway0\" ip saddr . ct mark != @granted4 counter drop"],
+                ),
+            ),
+        ]),
+    }
+}
+
+fn desired() -> DesiredState {
+    let mac = |n| [2, 0x53, 100, 64, 8, n];
+    let device = || "spillway0".to_owned();
+    DesiredState {
+        tunnel: Some(TunnelDevice {
+            name: device(),
+            vni: 5711,
+            port: 5711,
+            mac: [2, 0x53, 100, 64, 4, 1],
+            mtu: 1450,
+            local: ip("192.0.2.1"),
+            addresses: ["100.64.4.1/32", "fd64:5711:1::1/128"]
+                .iter()
+                .map(|a| a.parse().expect("prefix"))
+                .collect(),
+        }),
+        forwarding: BTreeSet::from([
+            ForwardingEntry {
+                mac: mac(1),
+                remote: ip("192.0.2.2"),
+            },
+            ForwardingEntry {
+                mac: mac(2),
+                remote: ip("192.0.2.3"),
+            },
+        ]),
+        neighbours: BTreeSet::from([
+            Neighbour {
+                address: ip("100.64.8.1"),
+                mac: mac(1),
+            },
+            Neighbour {
+                address: ip("fd64:5711:2::1"),
+                mac: mac(1),
+            },
+        ]),
+        routes: BTreeSet::from([
+            Route {
+                table: 5_711_001,
+                destination: "0.0.0.0/0".parse().expect("prefix"),
+                metric: 0,
+                target: RouteTarget::Device {
+                    device: device(),
+                    via: Some(ip("100.64.8.1")),
+                    mtu: 1450,
+                },
+            },
+            Route {
+                table: 5_711_001,
+                destination: "0.0.0.0/0".parse().expect("prefix"),
+                metric: 9999,
+                target: RouteTarget::Unreachable,
+            },
+            Route {
+                table: 5_711_001,
+                destination: "::/0".parse().expect("prefix"),
+                metric: 0,
+                target: RouteTarget::Device {
+                    device: device(),
+                    via: Some(ip("fd64:5711:2::1")),
+                    mtu: 0,
+                },
+            },
+            Route {
+                table: 5_711_001,
+                destination: "::/0".parse().expect("prefix"),
+                metric: 9999,
+                target: RouteTarget::Unreachable,
+            },
+            Route {
+                table: 254,
+                destination: "203.0.113.10/32".parse().expect("prefix"),
+                metric: 50,
+                target: RouteTarget::Device {
+                    device: device(),
+                    via: None,
+                    mtu: 0,
+                },
+            },
+            Route {
+                table: 254,
+                destination: "2001:db8:1::10/128".parse().expect("prefix"),
+                metric: 50,
+                target: RouteTarget::Device {
+                    device: device(),
+                    via: None,
+                    mtu: 0,
+                },
+            },
+        ]),
+        rules: [false, true]
+            .into_iter()
+            .map(|ipv6| Rule {
+                ipv6,
+                priority: 20_001,
+                mark: 0x0100_0000,
+                mask: 0xff00_0000,
+                table: 5_711_001,
+            })
+            .collect(),
+        proxies: BTreeSet::from([
+            ProxyNeighbour {
+                address: ip("203.0.113.10"),
+                device: "eth0".into(),
+            },
+            ProxyNeighbour {
+                address: ip("2001:db8:1::10"),
+                device: "eth0".into(),
+            },
+        ]),
+        sysctls: BTreeMap::from([
+            ("net/ipv4/conf/spillway0/rp_filter".to_owned(), "2".to_owned()),
+            ("net/ipv6/conf/eth0/proxy_ndp".to_owned(), "1".to_owned()),
+        ]),
+        ruleset: Some(ruleset()),
+        ..DesiredState::default()
+    }
+}
+
+/// A node with an uplink to a peer that does nothing.
+fn node() -> (Namespace, Namespace) {
+    let (node, peer) = (Namespace::new("node"), Namespace::new("peer"));
+    node.connect("eth0", &peer, "eth0");
+    node.address("eth0", &["192.0.2.1/24", "2001:db8::1/64"]);
+    node.run("ip route add default via 192.0.2.254");
+    peer.address("eth0", &["192.0.2.2/24", "2001:db8::2/64"]);
+    (node, peer)
+}
+
+/// Everything that `ip` and `nft` can tell about what is ours.
+fn dump(node: &Namespace) -> String {
+    node.run(
+        "ip -d link show spillway0 | sed -n '/vxlan/p;/ether/p;/alias/p'; ip -o addr show spillway0 | sed 's/ valid_lft.*//; s/^[0-9]*: //'; \
+         bridge fdb show dev spillway0 | sort; ip neigh show dev spillway0; ip -6 neigh show dev spillway0; \
+         ip route show table all proto 87; ip -6 route show table all proto 87; \
+         ip rule; ip -6 rule; ip neigh show proxy; ip -6 neigh show proxy; \
+         nft list table inet spillway | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'",
+    )
+}
+
+#[tokio::test]
+async fn what_is_applied_is_there_and_a_second_apply_writes_nothing() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let desired = desired();
+    let planned = kernel.plan(&desired).await.expect("plan");
+    assert!(dump_is_empty(&node), "planning writes nothing");
+    let done = kernel.apply(&desired).await.expect("apply");
+    assert!(planned.len() <= done.len(), "planned:\n{planned}\ndone:\n{done}");
+    for change in &planned {
+        assert!(
+            done.iter().any(|d| d.object == change.object),
+            "{change} was planned, but not done:\n{done}"
+        );
+    }
+    let text = dump(&node);
+    for needle in [
+        "vxlan id 5711 local 192.0.2.1",
+        "dstport 5711",
+        "nolearning",
+        " gbp",
+        "02:53:64:40:04:01",
+        "inet 100.64.4.1/32",
+        "inet6 fd64:5711:1::1/128",
+        "02:53:64:40:08:01 dst 192.0.2.2 self permanent",
+        "100.64.8.1 lladdr 02:53:64:40:08:01 PERMANENT",
+        "fd64:5711:2::1 lladdr 02:53:64:40:08:01 PERMANENT",
+        "default via 100.64.8.1 dev spillway0 table 5711001 onlink mtu 1450",
+        "default via fd64:5711:2::1 dev spillway0 table 5711001 metric 1024 onlink",
+        "unreachable default table 5711001 metric 9999",
+        "203.0.113.10 dev spillway0 scope link metric 50",
+        "2001:db8:1::10 dev spillway0 metric 50",
+        "20001:\tfrom all fwmark 0x1000000/0xff000000 lookup 5711001 proto 87",
+        "203.0.113.10 dev eth0 proxy",
+        "2001:db8:1::10 dev eth0 proxy",
+        "10.1.0.5 : jump class_1",
+        "198.51.101.0/25 : goto egress_7",
+    ] {
+        assert!(text.contains(needle), "no {needle:?} in:\n{text}");
+    }
+    assert!(
+        !text.contains("fe80::"),
+        "the device makes no link-local address:\n{text}"
+    );
+
+    let monitor = Monitor::start(&node);
+    let again = kernel.apply(&desired).await.expect("apply again");
+    assert!(again.is_empty(), "a second apply wrote:\n{again}");
+    // A restarted agent knows nothing, and changes nothing either.
+    let again = node.kernel().apply(&desired).await.expect("apply by another");
+    assert!(again.is_empty(), "an apply after a restart wrote:\n{again}");
+    let seen = monitor.stop(&node);
+    assert_eq!(seen, "", "the kernel saw writes");
+}
+
+fn dump_is_empty(node: &Namespace) -> bool {
+    !node.attempt("ip link show spillway0").0 && !node.attempt("nft list table inet spillway").0
+}
+
+/// `ip monitor` and `nft monitor` over a while.
+struct Monitor {
+    children: Vec<std::process::Child>,
+}
+
+impl Monitor {
+    const MARKER: &'static str = "198.18.0.0/15";
+
+    fn start(node: &Namespace) -> Self {
+        let mut children = node.inside(|| {
+            [
+                &[
+                    "stdbuf", "-oL", "ip", "monitor", "link", "address", "route", "rule",
+                ][..],
+                &["stdbuf", "-oL", "nft", "monitor"],
+            ]
+            .map(|line| {
+                std::process::Command::new(line[0])
+                    .args(&line[1..])
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .expect("monitor")
+            })
+        });
+        // Both are listening once they tell of a change of ours.
+        let mut up = children
+            .iter_mut()
+            .map(|c| Reader::new(c.stdout.take().expect("pipe")))
+            .collect::<Vec<_>>();
+        eventually("monitors listen", || {
+            node.run("ip route replace 198.18.0.0/16 dev lo; nft add table inet probe; nft delete table inet probe");
+            std::thread::sleep(Duration::from_millis(30));
+            up[0].text().contains("198.18.0.0/16") && up[1].text().contains("probe")
+        });
+        for (child, reader) in children.iter_mut().zip(up) {
+            reader.forget();
+            child.stdout = None;
+            READERS.lock().expect("readers").push(reader);
+        }
+        Self {
+            children: children.into(),
+        }
+    }
+
+    fn stop(mut self, node: &Namespace) -> String {
+        node.run(&format!(
+            "ip route add {} dev lo; nft add table inet probed",
+            Self::MARKER
+        ));
+        let readers = std::mem::take(&mut *READERS.lock().expect("readers"));
+        eventually("monitors tell the end", || {
+            readers[0].text().contains(Self::MARKER) && readers[1].text().contains("probed")
+        });
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        readers
+            .iter()
+            .map(|r| r.text())
+            .collect::<String>()
+            .lines()
+            .filter(|l| {
+                !l.contains("198.18.") && !l.contains("inet probe") && !l.contains("# new generation")
+            })
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}
+
+static READERS: std::sync::Mutex<Vec<Reader>> = std::sync::Mutex::new(Vec::new());
+
+/// Collects what a pipe says.
+struct Reader(std::sync::Arc<std::sync::Mutex<String>>);
+
+impl Reader {
+    fn new(mut pipe: impl std::io::Read + Send + 'static) -> Self {
+        let text = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+        let into = text.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
+                into.lock()
+                    .expect("text")
+                    .push_str(&String::from_utf8_lossy(&buffer[..n]));
+            }
+        });
+        Self(text)
+    }
+
+    fn text(&self) -> String {
+        self.0.lock().expect("text").clone()
+    }
+
+    fn forget(&self) {
+        self.0.lock().expect("text").clear();
+    }
+}
+
+/// What is broken by hand is told of, and an apply restores exactly what was there.
+#[tokio::test]
+async fn drift_is_noticed_and_repaired() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let desired = desired();
+    kernel.apply(&desired).await.expect("apply");
+    let whole = dump(&node);
+    let mut drift = kernel.drift();
+    for (damage, silent) in [
+        ("ip rule del pref 20001", false),
+        ("ip -6 rule del pref 20001", false),
+        (
+            "ip route del default via 100.64.8.1 dev spillway0 table 5711001",
+            false,
+        ),
+        (
+            "ip route replace 203.0.113.10/32 dev eth0 metric 50 proto 87",
+            false,
+        ),
+        ("ip -6 route del unreachable default table 5711001", false),
+        ("ip route add 10.99.0.0/24 dev eth0 proto 87", false),
+        ("ip rule add pref 777 fwmark 9 lookup 999 protocol 87", false),
+        (
+            "bridge fdb del 02:53:64:40:08:01 dev spillway0 dst 192.0.2.2",
+            false,
+        ),
+        (
+            "bridge fdb replace 02:53:64:40:08:02 dev spillway0 dst 192.0.2.66",
+            false,
+        ),
+        (
+            "bridge fdb add 02:53:64:40:08:09 dev spillway0 dst 192.0.2.66",
+            false,
+        ),
+        ("ip neigh del 100.64.8.1 dev spillway0", false),
+        (
+            "ip neigh replace fd64:5711:2::1 lladdr 02:00:00:00:00:99 dev spillway0 nud permanent",
+            false,
+        ),
+        ("ip addr del 100.64.4.1/32 dev spillway0", false),
+        ("ip addr add 100.64.4.9/32 dev spillway0", false),
+        ("ip link set spillway0 mtu 1400", false),
+        ("ip link set spillway0 address 02:00:00:00:00:01", false),
+        ("ip link set spillway0 down", false),
+        ("ip link del spillway0", false),
+        (
+            "ip link del spillway0; ip link add spillway0 type vxlan id 5 dstport 5711 local 192.0.2.1",
+            false,
+        ),
+        ("ip neigh del proxy 203.0.113.10 dev eth0", true),
+        ("ip -6 neigh del proxy 2001:db8:1::10 dev eth0", true),
+        ("sysctl -qw net.ipv4.conf.spillway0.rp_filter=1", true),
+        ("nft delete element inet spillway pods4 { 10.1.0.5 }", false),
+        (
+            "nft add element inet spillway pods4 { 10.1.0.6 : jump class_1 }",
+            false,
+        ),
+        (
+            "nft delete element inet spillway dst_1_4 { 198.51.102.1-198.51.102.9 }",
+            false,
+        ),
+        ("nft flush set inet spillway granted4", false),
+        ("nft flush chain inet spillway guard", false),
+        ("nft insert rule inet spillway guard accept", false),
+        ("nft add chain inet spillway extra", false),
+        ("nft add set inet spillway extra { type ipv4_addr\\; }", false),
+        ("nft flush ruleset", false),
+        ("nft add table inet spillway { flags dormant\\; }", false),
+        (
+            "c=$(nft -a list chain inet spillway guard | sed -n 's/.*comment \"\\(sw:[^\"]*\\)\".*/\\1/p'); \
+             nft flush chain inet spillway guard; nft add rule inet spillway guard accept comment \"\\\"$c\\\"\"",
+            false,
+        ),
+    ] {
+        drift.borrow_and_update();
+        node.run(damage);
+        if !silent {
+            tokio::time::timeout(Duration::from_secs(5), drift.changed())
+                .await
+                .unwrap_or_else(|_| panic!("nobody told of: {damage}"))
+                .expect("kernel thread");
+        }
+        let done = kernel
+            .apply(&desired)
+            .await
+            .unwrap_or_else(|e| panic!("after {damage}: {e}"));
+        assert!(!done.is_empty(), "nothing repaired after: {damage}");
+        assert_eq!(dump(&node), whole, "after {damage}, with\n{done}");
+        let again = kernel.apply(&desired).await.expect("apply again");
+        assert!(again.is_empty(), "after {damage}, a second apply wrote:\n{again}");
+    }
+    // Our own repairs didn't count as drift that would call for another.
+    let repairs = drift.borrow_and_update().repairs;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(drift.borrow().repairs, repairs, "own writes are no drift");
+}
+
+/// What belongs to others stays, whatever is applied or torn down.
+#[tokio::test]
+async fn teardown_leaves_what_others_made() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    node.run(
+        "ip rule add pref 30 fwmark 4 lookup 44; ip route add 10.50.0.0/16 dev eth0 table 44; \
+         ip neigh add proxy 192.0.2.77 dev eth0; nft add table inet others; nft add chain inet others c; \
+         ip link add vx9 type vxlan id 9 dstport 4789 local 192.0.2.1",
+    );
+    let listing = "ip -o link | cut -d: -f2,3 | cut -d' ' -f1-4; ip -4 route show table all; ip rule; ip -6 rule; \
+                   ip neigh show proxy; nft list ruleset";
+    let before = node.run(listing);
+    let kernel = node.kernel();
+    kernel.apply(&desired()).await.expect("apply");
+    assert_ne!(node.run(listing), before);
+    let empty = DesiredState::default();
+    let planned = kernel.plan(&empty).await.expect("plan");
+    assert!(
+        planned.iter().all(|c| c.operation == Operation::Remove),
+        "{planned}"
+    );
+    let done = kernel.apply(&empty).await.expect("teardown");
+    assert_eq!(
+        done.iter().last().map(|c| c.object.as_str()),
+        Some("table inet spillway"),
+        "the guards go last"
+    );
+    assert_eq!(node.run(listing), before);
+    assert!(kernel.apply(&empty).await.expect("again").is_empty());
+}
+
+/// A step that can't be done is told, and the others are done.
+#[tokio::test]
+async fn one_failure_does_not_stop_the_rest() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let mut desired = desired();
+    desired.proxies.insert(ProxyNeighbour {
+        address: ip("203.0.113.11"),
+        device: "nosuch0".into(),
+    });
+    desired
+        .sysctls
+        .insert("net/ipv4/conf/nosuch0/rp_filter".into(), "2".into());
+    node.run("ip route add 203.0.113.10/32 dev eth0 metric 50");
+    let error = kernel
+        .apply(&desired)
+        .await
+        .expect_err("three steps fail")
+        .to_string();
+    for needle in [
+        "nosuch0: there is no such device",
+        "net/ipv4/conf/nosuch0/rp_filter",
+        "somebody else has a route",
+    ] {
+        assert!(error.contains(needle), "{needle} in {error}");
+    }
+    assert!(node.run("ip -6 neigh show proxy").contains("2001:db8:1::10"));
+    node.run("ip route del 203.0.113.10/32");
+    desired.proxies.retain(|p| p.device == "eth0");
+    desired.sysctls.remove("net/ipv4/conf/nosuch0/rp_filter");
+    kernel.apply(&desired).await.expect("the rest");
+    assert!(kernel.apply(&desired).await.expect("again").is_empty());
+}
+
+/// A table that nft refuses leaves everything as it was: nothing is built without guards.
+#[tokio::test]
+async fn nothing_is_built_without_the_table() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let mut desired = desired();
+    if let Some(ruleset) = &mut desired.ruleset {
+        ruleset
+            .chains
+            .insert("broken".into(), chain(None, &["this is no rule"]));
+    }
+    let error = kernel.apply(&desired).await.expect_err("nft refuses").to_string();
+    assert!(error.contains("syntax error"), "{error}");
+    assert!(dump_is_empty(&node));
+}
+
+#[tokio::test]
+async fn facts_tell_the_uplink_and_where_addresses_are_asked_for() {
+    if !privileged() {
+        return;
+    }
+    let (node, peer) = node();
+    node.connect("eth1", &peer, "eth1");
+    node.address("eth1", &["203.0.113.1/24"]);
+    node.run("ip link set eth1 mtu 1400; ip -6 route add default via 2001:db8::2 dev eth0");
+    let kernel = node.kernel();
+    let mut drift = kernel.drift();
+    let facts = kernel.facts(&[ip("192.0.2.1")]).await.expect("facts");
+    assert_eq!(facts.uplink.as_deref(), Some("eth0"));
+    assert_eq!(facts.uplink_mtu, Some(1500));
+    assert_eq!(facts.default_v4.as_deref(), Some("eth0"));
+    assert_eq!(facts.default_v6.as_deref(), Some("eth0"));
+    assert_eq!(facts.device_towards(ip("203.0.113.10")), Some("eth1"), "on link");
+    assert_eq!(
+        facts.device_towards(ip("8.8.8.8")),
+        Some("eth0"),
+        "by the default route"
+    );
+    assert!(facts.capabilities.missing.is_empty(), "{:?}", facts.capabilities);
+    let all = &facts.capabilities;
+    assert!(all.nftables && all.vxlan_gbp && all.conntrack && all.ipv6);
+    assert!(!node.run("ip link").contains("spillway"), "the probe is gone");
+
+    // Settle what the probe itself caused.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = drift.borrow_and_update().facts;
+    node.run("ip link set eth0 mtu 1300");
+    tokio::time::timeout(Duration::from_secs(5), drift.changed())
+        .await
+        .expect("told")
+        .expect("alive");
+    assert_eq!(drift.borrow().facts, before + 1);
+    assert_eq!(
+        kernel.facts(&[ip("192.0.2.1")]).await.expect("facts").uplink_mtu,
+        Some(1300)
+    );
+}
+
+/// Elements change one by one, chains as wholes, and the rest is left alone.
+#[tokio::test]
+async fn a_pod_more_is_an_element_more() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let mut desired = desired();
+    kernel.apply(&desired).await.expect("apply");
+    let counted = "nft list chain inet spillway egress_7";
+    let handles = node.run("nft -a list table inet spillway | grep -o 'chain.*handle.*\\|comment.*handle.*'");
+    if let Some(ruleset) = &mut desired.ruleset {
+        let pods = ruleset.sets.get_mut("pods4").expect("set");
+        for n in 1..=250_u8 {
+            let pod = Atom::Ip(IpAddr::from([10, 1, 1, n]));
+            pods.elements
+                .insert(vec![pod], Some(Atom::Jump("class_1".into())));
+        }
+    }
+    let done = kernel.apply(&desired).await.expect("apply");
+    assert_eq!(done.len(), 250);
+    assert_eq!(
+        node.run("nft -a list table inet spillway | grep -o 'chain.*handle.*\\|comment.*handle.*'"),
+        handles,
+        "no rule was touched"
+    );
+    if let Some(ruleset) = &mut desired.ruleset {
+        ruleset
+            .chains
+            .get_mut("guard")
+            .expect("chain")
+            .rules
+            .push("meta mark 5 drop".into());
+        ruleset.chains.insert(
+            "class_2".into(),
+            chain(None, &["ip daddr @new return", "goto egress_7"]),
+        );
+        ruleset
+            .sets
+            .insert("new".into(), set("ipv4_addr", None, true, []));
+        let pods = ruleset.sets.get_mut("pods4").expect("set");
+        pods.elements
+            .insert(vec![Atom::Ip(ip("10.1.1.1"))], Some(Atom::Jump("class_2".into())));
+    }
+    let done = kernel.apply(&desired).await.expect("apply");
+    assert!(done.iter().any(|c| c.object == "chain guard (2 rules)"), "{done}");
+    assert!(
+        !done.iter().any(|c| c.object.contains("table")),
+        "no replacement:\n{done}"
+    );
+    assert!(node.run(counted).contains("accept"));
+    let fewer = self::desired();
+    let done = kernel.apply(&fewer).await.expect("back");
+    assert!(done.iter().any(|c| c.object == "chain class_2"), "{done}");
+    assert!(
+        !done.iter().any(|c| c.object.contains("table")),
+        "no replacement:\n{done}"
+    );
+    assert!(kernel.apply(&fewer).await.expect("again").is_empty());
+}
