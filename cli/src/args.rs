@@ -1,0 +1,277 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use spillway_link::pki::Pin;
+
+use crate::output::Format;
+use crate::values::{Assignment, Endpoint, Label, ServiceType};
+use crate::wait::duration;
+
+/// Federated Kubernetes egress: which pods leave through which gateway with which IP, across clusters.
+#[derive(Debug, Parser)]
+#[command(
+    name = "spillway",
+    version,
+    max_term_width = 110,
+    arg_required_else_help = true
+)]
+pub struct Arguments {
+    /// Which cluster to work on.
+    #[command(flatten)]
+    pub target: Target,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which cluster to work on.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Target {
+    /// Kubeconfig file; else $KUBECONFIG, else ~/.kube/config.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig; else its current one.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The hub, which decides for all members.
+    #[command(subcommand)]
+    Hub(HubCommand),
+    /// Join tokens, made in the hub cluster.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Join this cluster to a federation, with what `spillway token create` printed.
+    Join(Join),
+    /// Take this cluster out of its federation and remove Spillway from it.
+    Leave(Leave),
+    /// How the federation, or this member, is doing, what is wrong and how to fix it.
+    Status(Status),
+    /// Versions of this program, the hub and the members.
+    Version(Version),
+    /// Print a completion script.
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the reference of all commands as Markdown.
+    #[command(hide = true)]
+    Reference,
+}
+
+/// Commands on the hub.
+#[derive(Debug, Subcommand)]
+pub enum HubCommand {
+    /// Install or upgrade the hub in this cluster.
+    Install(HubInstall),
+    /// Remove the hub from this cluster. What nodes have programmed stays.
+    Uninstall(HubUninstall),
+}
+
+/// Where the images come from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Image {
+    /// Registry and path before the images' names [default: docker.io/spillway].
+    #[arg(long, value_name = "REGISTRY")]
+    pub image_registry: Option<String>,
+    /// Tag of the images [default: this program's version].
+    #[arg(long, value_name = "TAG")]
+    pub image_tag: Option<String>,
+    /// A value of the chart, such as log=debug; may be repeated. An unknown key lists the known ones.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<Assignment>,
+}
+
+/// `spillway hub install`.
+#[derive(Args, Debug)]
+pub struct HubInstall {
+    /// Where members reach the hub; may be repeated, tried in order. Left out, it is found from the Service.
+    #[arg(long = "endpoint", value_name = "HOST:PORT")]
+    pub endpoints: Vec<Endpoint>,
+    /// Hub replicas [default: 2].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub replicas: Option<u16>,
+    /// How the hub's Service is published [default: ClusterIP].
+    #[arg(long, value_name = "TYPE")]
+    pub service_type: Option<ServiceType>,
+    /// The port on every node, for NodePort and LoadBalancer.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub node_port: Option<u16>,
+    /// Where the images come from.
+    #[command(flatten)]
+    pub image: Image,
+    /// Change nothing; print the objects that would be applied.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Format of the objects that --dry-run prints [default: yaml].
+    #[arg(short, long, requires = "dry_run")]
+    pub output: Option<Format>,
+    /// Wait until the hub serves.
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// `spillway hub uninstall`.
+#[derive(Args, Debug)]
+pub struct HubUninstall {
+    /// Also delete the definitions, and with them every member, gateway and policy.
+    #[arg(long)]
+    pub delete_policies: bool,
+    /// Go on although members are joined. They keep the plan they have.
+    #[arg(long)]
+    pub force: bool,
+    /// Change nothing; print what would be deleted.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How long to wait.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// Commands on join tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a one-time token and print the command that joins a cluster with it.
+    Create(TokenCreate),
+    /// List tokens. Their secrets are nowhere stored.
+    List(TokenList),
+    /// Make the tokens of a member unusable.
+    Revoke(TokenRevoke),
+}
+
+/// `spillway token create`.
+#[derive(Args, Debug)]
+pub struct TokenCreate {
+    /// Name that the cluster gets in the federation: lower-case letters, digits and dashes, at most 63.
+    #[arg(value_parser = crate::values::member_name)]
+    pub name: String,
+    /// Label of the member, for policies to select by; may be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<Label>,
+    /// Network partition that the cluster's nodes are in.
+    #[arg(long, default_value = "default", value_parser = crate::values::member_name)]
+    pub partition: String,
+    /// How long the token can be used.
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    pub ttl: Duration,
+    /// Let a cluster take over a name that has joined before.
+    #[arg(long)]
+    pub rejoin: bool,
+    /// Where the cluster reaches the hub, if not as the hub was installed; may be repeated.
+    #[arg(long = "endpoint", value_name = "HOST:PORT")]
+    pub endpoints: Vec<Endpoint>,
+    /// Print the parts instead of the command.
+    #[arg(short, long)]
+    pub output: Option<Format>,
+}
+
+/// `spillway token list`.
+#[derive(Args, Debug)]
+pub struct TokenList {
+    /// Format for programs.
+    #[arg(short, long)]
+    pub output: Option<Format>,
+}
+
+/// `spillway token revoke`.
+#[derive(Args, Debug)]
+pub struct TokenRevoke {
+    /// The member's name, or a token's ID as `spillway token list` shows it.
+    pub name: String,
+}
+
+/// `spillway join`.
+#[derive(Args, Debug)]
+pub struct Join {
+    /// Name of this cluster in the federation, as given to `spillway token create`.
+    #[arg(value_parser = crate::values::member_name)]
+    pub name: String,
+    /// Where the hub is; may be repeated, tried in order.
+    #[arg(long = "endpoint", value_name = "HOST:PORT", required = true)]
+    pub endpoints: Vec<Endpoint>,
+    /// sha256:… of the hub's CA, checked before the token is sent.
+    #[arg(long)]
+    pub pin: Pin,
+    /// The token. Other users of this machine can read it from the process list: better use $SPILLWAY_TOKEN
+    /// or --token-file.
+    #[arg(
+        long,
+        env = "SPILLWAY_TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file"
+    )]
+    pub token: Option<String>,
+    /// File with the token; - is stdin.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Where the images come from.
+    #[command(flatten)]
+    pub image: Image,
+    /// Change nothing: check rights and print the objects that would be applied, without the token.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Format of the objects that --dry-run prints [default: yaml], or of the result.
+    #[arg(short, long)]
+    pub output: Option<Format>,
+    /// How long to wait for the first plan and all node agents.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// `spillway leave`.
+#[derive(Args, Debug)]
+pub struct Leave {
+    /// Leave although the hub doesn't answer or agents are gone.
+    #[arg(long)]
+    pub force: bool,
+    /// Change nothing; print what would be deleted.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How long to wait for the nodes and the hub.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// `spillway status`.
+#[derive(Args, Debug)]
+pub struct Status {
+    /// Format for programs.
+    #[arg(short, long)]
+    pub output: Option<Format>,
+    /// Exit with 13 where something is wrong.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// `spillway version`.
+#[derive(Args, Debug)]
+pub struct Version {
+    /// Ask no cluster.
+    #[arg(long)]
+    pub client: bool,
+    /// Format for programs.
+    #[arg(short, long)]
+    pub output: Option<Format>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

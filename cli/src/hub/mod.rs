@@ -1,0 +1,5 @@
+//! The hub in its cluster.
+
+pub mod endpoints;
+pub mod install;
+pub mod uninstall;
