@@ -13,10 +13,13 @@
 //! backends. A member's name is only ever taken from its verified certificate.
 #![forbid(unsafe_code)]
 
+mod frames;
 pub mod hub;
 pub mod member;
 pub mod pki;
 pub mod proto;
+mod reports;
+mod tls;
 
 use spillway_core::plan::Digest;
 use spillway_crds::hub::MemberNode;

@@ -142,7 +142,8 @@ pub trait HubBackend: Send + Sync + 'static {
     /// That stream has ended.
     async fn disconnected(&self, session: &SessionInfo, why: &str);
 
-    /// The member has persisted the plan with this digest.
+    /// The member has persisted the plan with this digest, just now or before it connected. Told again
+    /// when it still holds it after it refused another.
     async fn acknowledged(&self, session: &SessionInfo, digest: Digest);
 
     /// The member keeps its old plan. The same plan is offered again, ever more rarely.

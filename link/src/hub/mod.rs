@@ -1,18 +1,19 @@
 //! The hub's side: the listening socket, enrolment, and one session a connected member.
 
 mod backend;
+mod enroll;
+mod outbox;
+mod registry;
+mod server;
+mod session;
 
 pub use backend::{
     EnrollRefusal, EnrollRequest, Enrolled, HubBackend, PublishedPlan, Refusal, SessionInfo, Unavailable,
 };
+pub(crate) use enroll::read as read_refusal;
+pub use server::serve;
 
-use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::net::TcpListener;
-
-use crate::pki::CertificateAuthority;
 
 /// Settings of a hub's endpoint.
 #[derive(Clone, Debug)]
@@ -67,19 +68,4 @@ pub enum ServeError {
     /// The gRPC server ended.
     #[error("the gRPC server ended: {0}")]
     Grpc(#[from] tonic::transport::Error),
-}
-
-/// Serves members until `shutdown` completes; then ends their streams and returns.
-///
-/// Start it only when the backend's caches are in sync.
-pub async fn serve(
-    listener: TcpListener,
-    authority: Arc<CertificateAuthority>,
-    config: HubConfig,
-    backend: Arc<dyn HubBackend>,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), ServeError> {
-    let _ = (listener, authority, config, backend);
-    shutdown.await;
-    Ok(())
 }

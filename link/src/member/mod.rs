@@ -1,18 +1,21 @@
 //! The member's side: enrolment, and the loop that keeps a stream to the hub.
 
 mod backend;
+mod channel;
+mod enroll;
+mod link;
+mod renew;
+mod session;
 mod state;
 
 pub use backend::{Held, MemberBackend, RefusedUpdate, StoreError, VerifiedUpdate};
+pub use enroll::{enroll, enroll_with};
+pub use link::{Link, LinkHandle};
 pub use state::{ConnectionState, DisconnectReason};
 
-use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
-use crate::pki::{MemberIdentity, Pin, Token};
+use crate::pki::{Pin, Token};
 
 /// Settings of a member's link.
 #[derive(Clone, Debug)]
@@ -101,13 +104,6 @@ pub enum EnrollError {
     Protocol(String),
 }
 
-/// Joins: makes a key, checks the hub's pin, sends token and request, and returns the identity. The key
-/// has gone nowhere; the caller stores the identity and throws the token away.
-pub async fn enroll(params: EnrollParams) -> Result<MemberIdentity, EnrollError> {
-    let _ = params;
-    Err(EnrollError::Protocol("not built yet".into()))
-}
-
 /// Why the hub hasn't let the member go.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum LeaveError {
@@ -117,59 +113,4 @@ pub enum LeaveError {
     /// `run` has ended.
     #[error("the link isn't running")]
     Stopped,
-}
-
-/// The link to the hub; [`Self::run`] keeps it.
-pub struct Link {
-    config: MemberConfig,
-    backend: Arc<dyn MemberBackend>,
-    identity: MemberIdentity,
-    state: watch::Sender<ConnectionState>,
-}
-
-/// Watches and steers a running [`Link`].
-#[derive(Clone, Debug)]
-pub struct LinkHandle {
-    state: watch::Receiver<ConnectionState>,
-}
-
-impl Link {
-    /// A link that isn't running yet.
-    pub fn new(
-        config: MemberConfig,
-        identity: MemberIdentity,
-        backend: Arc<dyn MemberBackend>,
-    ) -> (Self, LinkHandle) {
-        let (state, watched) = watch::channel(ConnectionState::Connecting { reason: None });
-        let link = Self {
-            config,
-            backend,
-            identity,
-            state,
-        };
-        (link, LinkHandle { state: watched })
-    }
-
-    /// Dials, reconnects, verifies, applies, reports and renews until `shutdown` completes or the hub
-    /// has let the member go.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
-        let _ = (&self.config, &self.backend, &self.identity, &self.state);
-        shutdown.await;
-    }
-}
-
-impl LinkHandle {
-    /// How it goes.
-    pub fn state(&self) -> watch::Receiver<ConnectionState> {
-        self.state.clone()
-    }
-
-    /// Asks the hub to let the member go; waits for its answer at most `limit`.
-    pub async fn leave(&self, limit: Duration) -> Result<(), LeaveError> {
-        let _ = limit;
-        Err(LeaveError::Stopped)
-    }
-
-    /// Asks the hub for the whole plan, e.g. after plan objects were damaged. Does nothing without a stream.
-    pub fn resync(&self) {}
 }

@@ -51,6 +51,10 @@ pub enum DisconnectReason {
     /// The hub doesn't take our certificate.
     #[error("the hub doesn't accept this member's certificate: {0}")]
     NotAccepted(String),
+    /// Our certificate has ended. It can be renewed for some time after that; later the cluster must
+    /// join again.
+    #[error("this member's certificate has ended: {0}")]
+    Expired(String),
     /// The certificate was revoked or the member deleted on the hub.
     #[error("the hub has revoked this member: {0}")]
     Revoked(String),

@@ -9,6 +9,7 @@ mod token;
 pub use authority::{CertificateAuthority, Issued, Serial};
 pub use csr::{KeyAndCsr, RequestedKey};
 pub use identity::{CertificateInfo, MemberIdentity};
+pub(crate) use identity::{certificates, private_key};
 pub use pin::{NotAPin, Pin};
 pub use token::{NotAToken, Token};
 

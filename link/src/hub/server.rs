@@ -1,0 +1,196 @@
+//! The listening socket and the service for members.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+use tracing::{info, warn};
+
+use super::enroll::EnrollService;
+use super::registry::Registry;
+use super::session::{self, Context, Wires, good};
+use super::{HubBackend, HubConfig, ServeError, SessionInfo};
+use crate::frames::MESSAGE_LIMIT;
+use crate::pki::{CertificateAuthority, CertificateInfo, RequestedKey, Serial};
+use crate::proto::enrollment_server::EnrollmentServer;
+use crate::proto::link_server::{Link, LinkServer};
+use crate::proto::{self, HubMessage, MemberMessage};
+use crate::tls::{self, Endpoint};
+
+/// Messages between a session and its connection. Small: what waits here can't be replaced by newer.
+const QUEUE: usize = 4;
+/// Streams and calls a connection may have open at once; a member needs two.
+const STREAMS: u32 = 8;
+/// Longest wait for sessions to tell the backend of their end.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Serves members until `shutdown` completes; then ends their streams and returns.
+///
+/// Start it only when the backend's caches are in sync.
+pub async fn serve(
+    listener: TcpListener,
+    authority: Arc<CertificateAuthority>,
+    config: HubConfig,
+    backend: Arc<dyn HubBackend>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let endpoint = Arc::new(Endpoint::new(
+        authority.clone(),
+        config.server_lifetime,
+        config.renewal_grace,
+    )?);
+    let config = Arc::new(config);
+    let ending = CancellationToken::new();
+    let (alive, mut all_ended) = mpsc::channel::<()>(1);
+    let service = LinkService {
+        authority: authority.clone(),
+        config: config.clone(),
+        backend: backend.clone(),
+        registry: Arc::new(Registry::default()),
+        sessions: AtomicU64::new(0),
+        shutdown: ending.clone(),
+        alive,
+    };
+    let enrollment = EnrollService::new(authority, config, backend);
+
+    let (accepted, incoming) = mpsc::channel(QUEUE);
+    let accepting = tokio::spawn(tls::accept(listener, endpoint.clone(), accepted));
+    let server = Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .http2_keepalive_interval(Some(Duration::from_secs(15)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(64 << 10))
+        .add_service(
+            LinkServer::new(service)
+                .max_decoding_message_size(MESSAGE_LIMIT)
+                .max_encoding_message_size(MESSAGE_LIMIT),
+        )
+        .serve_with_incoming_shutdown(
+            ReceiverStream::new(incoming).map(Ok::<_, std::io::Error>),
+            ending.clone().cancelled_owned(),
+        );
+    let mut server = std::pin::pin!(server);
+    let result = tokio::select! {
+        result = &mut server => result,
+        () = endpoint.keep_fresh() => Ok(()),
+        () = shutdown => {
+            ending.cancel();
+            // A client that keeps its connection open must not keep us.
+            tokio::time::timeout(GOODBYE, &mut server).await.unwrap_or(Ok(()))
+        }
+    };
+    ending.cancel();
+    accepting.abort();
+    let _ = tokio::time::timeout(GOODBYE, all_ended.recv()).await;
+    Ok(result?)
+}
+
+struct LinkService {
+    authority: Arc<CertificateAuthority>,
+    config: Arc<HubConfig>,
+    backend: Arc<dyn HubBackend>,
+    registry: Arc<Registry>,
+    sessions: AtomicU64,
+    shutdown: CancellationToken,
+    /// Dropped with the last session.
+    alive: mpsc::Sender<()>,
+}
+
+impl LinkService {
+    /// Who calls, from the certificate that the handshake verified.
+    #[allow(clippy::result_large_err, reason = "tonic's error type")]
+    fn caller<T>(&self, request: &Request<T>) -> Result<SessionInfo, Status> {
+        let certificates = request.peer_certs();
+        let leaf = certificates.as_ref().and_then(|c| c.first());
+        let leaf = leaf.ok_or_else(|| Status::unauthenticated("members show a certificate"))?;
+        let certificate = CertificateInfo::read(leaf).map_err(|e| Status::unauthenticated(e.to_string()))?;
+        Ok(SessionInfo {
+            member: certificate.member,
+            serial: certificate.serial,
+            not_after: certificate.not_after,
+            id: self.sessions.fetch_add(1, Ordering::Relaxed) + 1,
+            peer: request.remote_addr(),
+            agent_version: String::new(),
+            protocol: 0,
+            held: None,
+        })
+    }
+}
+
+#[async_trait]
+impl Link for LinkService {
+    type ConnectStream = ReceiverStream<Result<HubMessage, Status>>;
+
+    async fn renew(
+        &self,
+        request: Request<proto::RenewRequest>,
+    ) -> Result<Response<proto::RenewResponse>, Status> {
+        let caller = self.caller(&request)?;
+        // One that has ended may renew (the handshake has checked the grace), a revoked one never.
+        if self.backend.revoked(&caller.member, &caller.serial) {
+            return Err(Status::permission_denied("the member's certificate was revoked"));
+        }
+        let key = RequestedKey::from_csr(&request.into_inner().csr_der)
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let serial = Serial::random();
+        let issued = self
+            .authority
+            .issue_member(&key, &caller.member, serial, self.config.member_lifetime)
+            .map_err(|e| Status::internal(e.to_string()))?;
+        self.backend
+            .renewed(&caller.member, &caller.serial, &serial.to_string())
+            .await
+            .map_err(|e| {
+                warn!(member = caller.member, error = %e, "a certificate can't be renewed now");
+                Status::unavailable(e.to_string())
+            })?;
+        info!(member = caller.member, old = caller.serial, new = %serial, "a certificate was renewed");
+        Ok(Response::new(proto::RenewResponse {
+            certificate: Some(proto::Certificate {
+                chain_pem: issued.chain_pem,
+                ca_pem: self.authority.certificate_pem().into(),
+            }),
+        }))
+    }
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<MemberMessage>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let info = self.caller(&request)?;
+        if let Err(status) = good(&*self.backend, &info) {
+            warn!(
+                member = info.member,
+                serial = info.serial,
+                reason = status.message(),
+                "a member was refused"
+            );
+            return Err(status);
+        }
+        let (outbound, stream) = mpsc::channel(QUEUE);
+        let context = Context {
+            config: self.config.clone(),
+            backend: self.backend.clone(),
+            registry: self.registry.clone(),
+            shutdown: self.shutdown.clone(),
+        };
+        let wires = Wires {
+            inbound: request.into_inner(),
+            outbound,
+        };
+        let alive = self.alive.clone();
+        tokio::spawn(async move {
+            session::run(context, info, wires).await;
+            drop(alive);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

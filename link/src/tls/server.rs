@@ -1,0 +1,132 @@
+//! The hub's end: its certificate, replaceable while it runs, and the handshakes, off the accept loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tracing::{debug, warn};
+
+use super::verify::GraceVerifier;
+use super::{ALPN, provider};
+use crate::hub::ServeError;
+use crate::pki::{CertificateAuthority, PkiError, certificates, private_key};
+
+/// Longest time for a handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Most handshakes at once.
+const HANDSHAKES: usize = 128;
+
+/// The hub's TLS settings. Each handshake takes what is current.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    authority: Arc<CertificateAuthority>,
+    lifetime: Duration,
+    grace: Duration,
+    current: ArcSwap<ServerConfig>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(
+        authority: Arc<CertificateAuthority>,
+        lifetime: Duration,
+        grace: Duration,
+    ) -> Result<Self, ServeError> {
+        let current = ArcSwap::from_pointee(config(&authority, lifetime, grace)?);
+        Ok(Self {
+            authority,
+            lifetime,
+            grace,
+            current,
+        })
+    }
+
+    /// Replaces the certificate at half of each one's life, for as long as it is polled.
+    pub(crate) async fn keep_fresh(&self) {
+        let mut wait = self.lifetime / 2;
+        loop {
+            tokio::time::sleep(wait).await;
+            match config(&self.authority, self.lifetime, self.grace) {
+                Ok(fresh) => {
+                    self.current.store(Arc::new(fresh));
+                    wait = self.lifetime / 2;
+                }
+                Err(e) => {
+                    warn!(error = %e, "the hub's endpoint certificate can't be renewed; trying again");
+                    wait = self.lifetime / 20;
+                }
+            }
+        }
+    }
+}
+
+fn config(
+    authority: &CertificateAuthority,
+    lifetime: Duration,
+    grace: Duration,
+) -> Result<ServerConfig, ServeError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.certificate().clone())?;
+    let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| PkiError::unusable("the CA certificate", e))?;
+    let (key, issued) = authority.issue_server(lifetime)?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(GraceVerifier { inner, grace }))
+        .with_single_cert(
+            certificates("the endpoint's certificate", &issued.chain_pem)?,
+            private_key(&key)?,
+        )?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
+}
+
+/// Accepts connections and sends those on whose handshake succeeded, until nobody wants them any more.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    endpoint: Arc<Endpoint>,
+    out: mpsc::Sender<TlsStream<TcpStream>>,
+) {
+    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        // The slot comes first, so that a flood waits in the kernel's backlog and not in our memory.
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            () = out.closed() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                // Out of descriptors, most likely: closing connections is what helps, so let that happen.
+                warn!(error = %e, "a connection can't be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let acceptor = TlsAcceptor::from(endpoint.current.load_full());
+        let out = out.clone();
+        tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
+            match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => {
+                    drop(slot);
+                    let _ = out.send(stream).await;
+                }
+                Ok(Err(e)) => debug!(%peer, error = %e, "a TLS handshake failed"),
+                Err(_) => debug!(%peer, "a TLS handshake took too long"),
+            }
+        });
+    }
+}
