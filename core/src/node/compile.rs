@@ -231,5 +231,6 @@ fn flows(
         granted: held.granted.clone(),
         ours: own.into_iter().chain(held.guarded.iter().copied()).collect(),
         overlay,
+        abandoned: BTreeSet::new(),
     }
 }

@@ -52,6 +52,8 @@ pub struct Flows {
     pub ours: BTreeSet<IpAddr>,
     /// The federation's overlay ranges.
     pub overlay: Vec<IpNet>,
+    /// Addresses that were in `ours` before, see [`Flows::after`].
+    pub abandoned: BTreeSet<IpAddr>,
 }
 
 /// The identity in a connection mark.
@@ -60,7 +62,17 @@ pub const IDENTITY_MASK: u32 = 0x0000_ffff;
 impl Flows {
     /// True where nothing of ours is in any flow's way, so that no dump is needed.
     pub fn is_empty(&self) -> bool {
-        self.pods.is_empty() && self.granted.is_empty() && self.ours.is_empty()
+        self.pods.is_empty() && self.granted.is_empty() && self.ours.is_empty() && self.abandoned.is_empty()
+    }
+
+    /// The same, with what `previous` had and this hasn't marked as abandoned: flows that our NAT gave such
+    /// an address would keep it until they end.
+    #[must_use]
+    pub fn after(&self, previous: &Self) -> Self {
+        Self {
+            abandoned: previous.ours.difference(&self.ours).copied().collect(),
+            ..self.clone()
+        }
     }
 
     /// True where the entry must go.
@@ -86,6 +98,7 @@ impl Flows {
                 flow.translated != flow.source
                     && identity != 0
                     && (self.ours.contains(&flow.translated)
+                        || self.abandoned.contains(&flow.translated)
                         || self.overlay.iter().any(|p| p.contains(&flow.translated)))
             }
         }

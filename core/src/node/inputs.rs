@@ -66,6 +66,9 @@ pub struct Pod {
     pub host_network: bool,
     /// None of its containers will run again, so its addresses may already be another pod's.
     pub finished: bool,
+    /// It is being deleted. Where another pod claims one of its addresses, that one has it.
+    #[serde(default)]
+    pub deleting: bool,
     /// When it was created, in seconds since 1970. Where two pods claim one address, the younger has it.
     pub created: i64,
 }

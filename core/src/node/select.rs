@@ -68,12 +68,12 @@ pub(super) fn selects(policy: &PlannedPolicySpec, pod: &Pod, inputs: &NodeInputs
     namespace && policy.pods.matches(&pod.labels)
 }
 
-/// Which pod has each address: of two that claim it, the younger.
+/// Which pod has each address: of two that claim it, the one that isn't being deleted, then the younger.
 pub(super) fn owners(pods: &[Pod]) -> BTreeMap<IpAddr, &Pod> {
     let mut owners: BTreeMap<IpAddr, &Pod> = BTreeMap::new();
     for pod in pods.iter().filter(|p| !p.host_network && !p.finished) {
         for address in &pod.addresses {
-            let age = |p: &Pod| (p.created, p.namespace.clone(), p.name.clone());
+            let age = |p: &Pod| (!p.deleting, p.created, p.namespace.clone(), p.name.clone());
             match owners.get(address) {
                 Some(other) if age(other) >= age(pod) => {}
                 _ => {

@@ -447,6 +447,21 @@ fn flows_that_began_otherwise_are_cut() {
         "no member of this identity"
     );
 
+    let torn_down = DesiredState::default().flows;
+    assert!(torn_down.is_empty());
+    let leaving = torn_down.after(&source);
+    let ours = flow("10.244.0.5", "198.51.100.1", "100.64.4.1", 7);
+    assert!(
+        !leaving.is_empty() && leaving.cut(&ours),
+        "it would keep an address that is nobody's any more"
+    );
+    assert!(!leaving.cut(&flow("10.244.0.5", "198.51.100.1", "10.0.0.1", 0)));
+    assert!(
+        torn_down
+            .after(&gateway)
+            .cut(&flow("100.64.4.1", "198.51.100.1", "203.0.113.10", 7))
+    );
+
     let both = compile(&fixtures::both()).flows;
     assert!(!both.cut(&flow("10.244.0.5", "198.51.100.1", "203.0.113.10", 7)));
     assert!(both.cut(&flow("10.244.0.5", "198.51.100.1", "10.0.0.2", 0)));
