@@ -34,11 +34,7 @@ pub async fn run(target: &Target, leave: &Leave, ui: &Ui) -> Result<(), Failure>
         .await?;
     let doomed = doomed(MemberValues::default().render()?, hub_is_here);
     if leave.dry_run {
-        let lines: String = doomed
-            .iter()
-            .map(|o| format!("{}\n", manifest::title(o)))
-            .collect();
-        return output::print(&lines);
+        return output::print(&manifest::titles(&doomed));
     }
     let connection = read(&cluster).await?;
     if connection.is_none() && !any_exists(&cluster, &doomed).await? {

@@ -71,6 +71,13 @@ pub fn title(object: &Value) -> String {
     }
 }
 
+/// The titles of `objects`, one a line.
+pub fn titles(objects: &[Value]) -> String {
+    let mut lines: Vec<String> = objects.iter().map(title).collect();
+    lines.push(String::new());
+    lines.join("\n")
+}
+
 /// How the API server calls the object's kind. All kinds here have regular plurals.
 pub fn resource(object: &Value) -> ApiResource {
     let (group, version) = match object["apiVersion"].as_str().unwrap_or_default().split_once('/') {

@@ -31,11 +31,7 @@ pub async fn run(target: &Target, uninstall: &HubUninstall, ui: &Ui) -> Result<(
         shares_namespace,
     );
     if uninstall.dry_run {
-        let lines: String = doomed
-            .iter()
-            .map(|o| format!("{}\n", manifest::title(o)))
-            .collect();
-        return output::print(&lines);
+        return output::print(&manifest::titles(&doomed));
     }
     if !members.is_empty() && !uninstall.force {
         let names: Vec<&str> = members

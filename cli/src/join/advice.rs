@@ -112,6 +112,8 @@ pub fn for_reason(reason: &str, context: &Context<'_>) -> Advice {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     #[test]
@@ -147,10 +149,11 @@ mod tests {
             };
             let failure = advice.failure();
             assert!(!failure.fix.is_empty(), "{reason} says what to do");
-            table.push_str(&format!(
-                "{reason} ({patience}, exit {}): {failure}\n",
+            let _ = writeln!(
+                table,
+                "{reason} ({patience}, exit {}): {failure}",
                 failure.exit as u8
-            ));
+            );
         }
         insta::assert_snapshot!(table);
     }

@@ -41,16 +41,14 @@ pub async fn run(target: &Target, join: Join, ui: &Ui) -> Result<(), Failure> {
     cluster.apply(&connection).await?;
     let since = phases::Since::applied(&cluster, before.as_ref()).await?;
     let joined = phases::follow(&cluster, &join, &since, deadline, ui).await?;
-    match join.output {
-        Some(format) => output::print(&output::text(&joined, format)?),
-        None => {
-            ui.say(format!(
-                "{} is a member. See how it does: spillway status",
-                join.name
-            ));
-            Ok(())
-        }
+    if let Some(format) = join.output {
+        return output::print(&output::text(&joined, format)?);
     }
+    ui.say(format!(
+        "{} is a member. See how it does: spillway status",
+        join.name
+    ));
+    Ok(())
 }
 
 /// The token from the file, stdin, the environment or the argument, checked for its form only.

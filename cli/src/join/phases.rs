@@ -230,7 +230,6 @@ async fn hub_reached(
                 return Ok(None);
             };
             match enrolment(&found, join, since) {
-                Enrolment::Done => return Ok(Some(endpoint_of(&found))),
                 Enrolment::Not(advice) if is_about_reaching(&advice) => {
                     phase.update(&advice.failure().what);
                     if Instant::now() > patience {
@@ -242,7 +241,7 @@ async fn hub_reached(
                 Enrolment::Not(advice) if advice.failure().exit == Exit::PinMismatch => {
                     return Err(advice.failure().clone());
                 }
-                Enrolment::Not(Advice::Stop(_)) => return Ok(Some(endpoint_of(&found))),
+                Enrolment::Done | Enrolment::Not(Advice::Stop(_)) => return Ok(Some(endpoint_of(&found))),
                 Enrolment::Not(Advice::Wait(failure)) => {
                     phase.update(&failure.what);
                     last = Some(failure);

@@ -1,5 +1,7 @@
 //! The federation as the hub's cluster shows it.
 
+use std::fmt::Write as _;
+
 use kube::api::Api;
 use serde::Serialize;
 use spillway_crds::ConditionType;
@@ -373,7 +375,7 @@ pub fn text(report: &HubReport) -> String {
 
 fn section(out: &mut String, what: &str, hint: &str, header: &[&str], rows: &[Vec<String>]) {
     if rows.is_empty() {
-        out.push_str(&format!("no {what} yet: {hint}\n\n"));
+        let _ = write!(out, "no {what} yet: {hint}\n\n");
     } else {
         out.push_str(&output::table(header, rows));
         out.push('\n');

@@ -1,5 +1,7 @@
 //! One member, as its own cluster shows it.
 
+use std::fmt::Write as _;
+
 use kube::api::Api;
 use serde::Serialize;
 use spillway_crds::member::{EgressNode, EgressPlan, HubConnection};
@@ -230,7 +232,7 @@ pub fn text(report: &MemberReport) -> String {
         ("plan", or_dash(plan.as_deref())),
     ];
     for (key, value) in facts {
-        out.push_str(&format!("  {key:<18}{value}\n"));
+        let _ = writeln!(out, "  {key:<18}{value}");
     }
     out.push('\n');
     let rows: Vec<Vec<String>> = report

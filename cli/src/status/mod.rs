@@ -4,6 +4,8 @@
 pub mod hub;
 pub mod member;
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
 
 use crate::args::{Status, Target};
@@ -98,9 +100,9 @@ pub fn text(report: &Report) -> String {
     }
     out.push_str("PROBLEMS\n");
     for problem in &report.problems {
-        out.push_str(&format!("* {}: {}\n", problem.object, problem.what));
+        let _ = writeln!(out, "* {}: {}", problem.object, problem.what);
         if !problem.fix.is_empty() {
-            out.push_str(&format!("  fix: {}\n", problem.fix));
+            let _ = writeln!(out, "  fix: {}", problem.fix);
         }
     }
     out
