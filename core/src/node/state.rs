@@ -30,6 +30,7 @@ pub struct DesiredState {
     pub ruleset: Option<Ruleset>,
     /// Which connection-tracking entries agree with all that. After an apply, entries for which
     /// [`Flows::cut`] is true are deleted.
+    #[serde(skip)]
     pub flows: Flows,
 }
 
