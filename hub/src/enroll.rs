@@ -1,0 +1,349 @@
+//! Enrolment: a token is checked, used up, and becomes a Member with a certificate's serial number.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client};
+use serde::Serialize;
+use spillway_core::plan::Digest;
+use spillway_crds::hub::{Member, MemberSpec};
+use spillway_link::hub::{EnrollRefusal, EnrollRequest};
+
+use crate::api::{CALL_LIMIT, ENROLMENT, Failure, Guard, apply_status, within};
+
+/// Label of Secrets that hold a join token's hash.
+const TOKEN_LABEL: &str = "spillway.io/join-token=true";
+/// How often an enrolment that met another write of the same objects begins anew.
+const ATTEMPTS: usize = 3;
+
+/// A join token as it is stored.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Record {
+    hash: Digest,
+    member: String,
+    expires: Timestamp,
+    labels: BTreeMap<String, String>,
+    partition: Option<String>,
+    /// The member may exist already; its other certificates end with this enrolment.
+    rejoin: bool,
+    used: bool,
+    /// Public key that used it.
+    used_by: Option<String>,
+}
+
+/// Whether a token that may be used was used before, by the same key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Use {
+    First,
+    Again,
+}
+
+impl Record {
+    /// Reads a Secret; the error names the field at fault.
+    fn read(secret: &Secret) -> Result<Self, String> {
+        let data = secret.data.as_ref();
+        let text = |name: &str| {
+            data.and_then(|d| d.get(name))
+                .and_then(|b| std::str::from_utf8(&b.0).ok())
+                .map(|s| s.trim().to_owned())
+        };
+        let must = |name: &str| text(name).ok_or_else(|| format!("{name} is missing"));
+        Ok(Self {
+            hash: must("hash")?.parse().map_err(|_| "hash isn't a SHA-256 digest")?,
+            member: must("member")?,
+            expires: must("expires")?
+                .parse()
+                .map_err(|_| "expires isn't an RFC 3339 time")?,
+            labels: text("labels")
+                .filter(|l| !l.is_empty())
+                .map_or(Ok(BTreeMap::new()), |l| serde_json::from_str(&l))
+                .map_err(|_| "labels isn't a JSON object of strings")?,
+            partition: text("partition").filter(|p| !p.is_empty()),
+            rejoin: text("rejoin").as_deref() == Some("true"),
+            used: text("used").is_some(),
+            used_by: text("used-by"),
+        })
+    }
+
+    /// Whether the token may be used for this. An answer may get lost, so the same key may ask again.
+    fn judge(&self, member: &str, key: &Digest, now: Timestamp) -> Result<Use, EnrollRefusal> {
+        let again = self.used_by == Some(key.to_string());
+        if self.used && !again {
+            Err(EnrollRefusal::TokenUsed)
+        } else if now >= self.expires {
+            Err(EnrollRefusal::TokenExpired)
+        } else if self.member != member {
+            Err(EnrollRefusal::TokenForOtherMember)
+        } else if self.used {
+            Ok(Use::Again)
+        } else {
+            Ok(Use::First)
+        }
+    }
+}
+
+/// Serial numbers that are good.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Serials<'a> {
+    certificate_serial: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_certificate_serial: Option<&'a str>,
+}
+
+/// Enrols, and records certificates.
+pub(crate) struct Registrar {
+    tokens: Api<Secret>,
+    members: Api<Member>,
+}
+
+impl Registrar {
+    pub(crate) fn new(client: &Client, namespace: &str) -> Self {
+        Self {
+            tokens: Api::namespaced(client.clone(), namespace),
+            members: Api::all(client.clone()),
+        }
+    }
+
+    /// Checks the token, uses it up and records the member. Returns the member as it stands then.
+    pub(crate) async fn enroll(&self, request: &EnrollRequest) -> Result<Member, EnrollRefusal> {
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            match self.attempt(request).await? {
+                Ok(member) => return Ok(member),
+                Err(error) if error.is_conflict() || error.is_not_found() => last = Some(error),
+                Err(error) => return Err(EnrollRefusal::Unavailable(error.to_string())),
+            }
+        }
+        let why = last.map(|e| e.to_string()).unwrap_or_default();
+        Err(EnrollRefusal::Unavailable(why))
+    }
+
+    async fn attempt(&self, request: &EnrollRequest) -> Result<Result<Member, Failure>, EnrollRefusal> {
+        let unavailable = |e: Failure| EnrollRefusal::Unavailable(e.to_string());
+        let (secret, record) = self
+            .find(&request.token.hash())
+            .await
+            .map_err(unavailable)?
+            .ok_or(EnrollRefusal::TokenUnknown)?;
+        let member = &request.member;
+        let usage = record.judge(member, &request.key, Timestamp::now())?;
+        let known = within(CALL_LIMIT, self.members.get_opt(member))
+            .await
+            .map_err(unavailable)?;
+        let taken = known
+            .as_ref()
+            .and_then(|m| m.status.as_ref())
+            .is_some_and(|s| s.certificate_serial.is_some());
+        if usage == Use::First && taken && !record.rejoin {
+            return Err(EnrollRefusal::NameTaken);
+        }
+        Ok(self.admit(request, secret, &record, usage, known).await)
+    }
+
+    /// Uses the token up first: what fails after that can be asked for again by the same key only.
+    async fn admit(
+        &self,
+        request: &EnrollRequest,
+        secret: Secret,
+        record: &Record,
+        usage: Use,
+        known: Option<Member>,
+    ) -> Result<Member, Failure> {
+        if usage == Use::First {
+            let used = used(secret, &request.key, Timestamp::now());
+            let name = used.metadata.name.clone().unwrap_or_default();
+            within(
+                CALL_LIMIT,
+                self.tokens.replace(&name, &PostParams::default(), &used),
+            )
+            .await?;
+        }
+        let member = if let Some(member) = known {
+            member
+        } else {
+            let member = new_member(&request.member, record);
+            within(CALL_LIMIT, self.members.create(&PostParams::default(), &member)).await?
+        };
+        let serials = Serials {
+            certificate_serial: &request.serial.to_string(),
+            previous_certificate_serial: None,
+        };
+        apply_status(
+            &self.members,
+            ENROLMENT,
+            &member.metadata,
+            Guard::Object,
+            &serials,
+            CALL_LIMIT,
+        )
+        .await
+    }
+
+    async fn find(&self, hash: &Digest) -> Result<Option<(Secret, Record)>, Failure> {
+        let params = ListParams::default().labels(TOKEN_LABEL);
+        let secrets = within(CALL_LIMIT, self.tokens.list(&params)).await?;
+        for secret in secrets {
+            match Record::read(&secret) {
+                Ok(record) if record.hash == *hash => return Ok(Some((secret, record))),
+                Ok(_) => {}
+                Err(why) => {
+                    let name = secret.metadata.name.as_deref();
+                    tracing::warn!(secret = name, why, "a join token can't be read; delete it");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Records a renewal: the certificate that asked for it stays good, the one before ends.
+    pub(crate) async fn renewed(&self, member: &Member, old: &str, new: &str) -> Result<Member, Failure> {
+        let serials = Serials {
+            certificate_serial: new,
+            previous_certificate_serial: Some(old),
+        };
+        apply_status(
+            &self.members,
+            ENROLMENT,
+            &member.metadata,
+            Guard::Object,
+            &serials,
+            CALL_LIMIT,
+        )
+        .await
+    }
+}
+
+/// True where the certificate with this serial number is one of the member's.
+pub(crate) fn is_good(member: &Member, serial: &str) -> bool {
+    let status = member.status.as_ref();
+    let is = |recorded: Option<&String>| recorded.is_some_and(|r| r == serial);
+    status.is_some_and(|s| is(s.certificate_serial.as_ref()) || is(s.previous_certificate_serial.as_ref()))
+}
+
+fn used(mut secret: Secret, key: &Digest, now: Timestamp) -> Secret {
+    let data = secret.data.get_or_insert_default();
+    data.insert("used".into(), ByteString(now.to_string().into_bytes()));
+    data.insert("used-by".into(), ByteString(key.to_string().into_bytes()));
+    secret
+}
+
+fn new_member(name: &str, record: &Record) -> Member {
+    let spec = MemberSpec {
+        partition: record.partition.clone().unwrap_or_else(|| "default".into()),
+    };
+    let mut member = Member::new(name, spec);
+    member.metadata.labels = Some(record.labels.clone());
+    member
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_crds::hub::MemberStatus;
+
+    use super::*;
+
+    fn secret(fields: &[(&str, &str)]) -> Secret {
+        Secret {
+            data: Some(
+                fields
+                    .iter()
+                    .map(|(k, v)| ((*k).into(), ByteString(v.as_bytes().to_vec())))
+                    .collect(),
+            ),
+            ..Secret::default()
+        }
+    }
+
+    fn stored(extra: &[(&str, &str)]) -> Secret {
+        let hash = Digest::of(b"token").to_string();
+        let mut fields = vec![
+            ("hash", hash.as_str()),
+            ("member", "fra-1"),
+            ("expires", "2030-01-01T00:00:00Z"),
+        ];
+        fields.extend(extra);
+        secret(&fields)
+    }
+
+    fn now() -> Timestamp {
+        "2029-12-31T00:00:00Z".parse().expect("a time")
+    }
+
+    #[test]
+    fn a_token_is_used_once_and_again_only_by_the_same_key() {
+        let (mine, other) = (Digest::of(b"mine"), Digest::of(b"other"));
+        let record = Record::read(&stored(&[])).expect("whole");
+        assert_eq!(record.judge("fra-1", &mine, now()), Ok(Use::First));
+        let record = Record::read(&used(stored(&[]), &mine, now())).expect("whole");
+        assert_eq!(record.judge("fra-1", &mine, now()), Ok(Use::Again));
+        assert_eq!(
+            record.judge("fra-1", &other, now()),
+            Err(EnrollRefusal::TokenUsed)
+        );
+    }
+
+    #[test]
+    fn a_token_is_for_one_name_and_a_limited_time() {
+        let key = Digest::of(b"mine");
+        let record = Record::read(&stored(&[])).expect("whole");
+        assert_eq!(
+            record.judge("fra-2", &key, now()),
+            Err(EnrollRefusal::TokenForOtherMember)
+        );
+        assert_eq!(
+            record.judge("fra-1", &key, record.expires),
+            Err(EnrollRefusal::TokenExpired)
+        );
+    }
+
+    #[test]
+    fn labels_and_partition_go_to_the_member() {
+        let record = Record::read(&stored(&[
+            ("labels", r#"{"region":"eu"}"#),
+            ("partition", "west"),
+        ]))
+        .expect("whole");
+        let member = new_member("fra-1", &record);
+        assert_eq!(member.spec.partition, "west");
+        assert_eq!(
+            member
+                .metadata
+                .labels
+                .expect("labels")
+                .get("region")
+                .map(String::as_str),
+            Some("eu")
+        );
+        assert_eq!(
+            new_member("a", &Record::read(&stored(&[])).expect("whole"))
+                .spec
+                .partition,
+            "default"
+        );
+    }
+
+    #[test]
+    fn a_damaged_token_names_its_field() {
+        for (name, value) in [("hash", "x"), ("expires", "soon"), ("labels", "[]")] {
+            let error = Record::read(&stored(&[(name, value)])).expect_err("damaged");
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_the_newest_certificate_and_the_one_before_are_good() {
+        let mut member = Member::new("a", MemberSpec::default());
+        assert!(!is_good(&member, "1"), "made by hand, never enrolled");
+        member.status = Some(MemberStatus {
+            certificate_serial: Some("2".into()),
+            previous_certificate_serial: Some("1".into()),
+            ..MemberStatus::default()
+        });
+        assert!(is_good(&member, "1") && is_good(&member, "2"));
+        assert!(!is_good(&member, "0"));
+    }
+}

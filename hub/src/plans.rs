@@ -1,0 +1,105 @@
+//! Where sessions find their member's plan.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use spillway_core::plan::Plan;
+use spillway_core::resolve::Resolution;
+use spillway_link::hub::PublishedPlan;
+use tokio::sync::watch;
+
+type Slot = watch::Sender<Option<Arc<PublishedPlan>>>;
+
+/// The newest plan of each member.
+#[derive(Default)]
+pub(crate) struct Plans(Mutex<BTreeMap<String, Slot>>);
+
+impl Plans {
+    /// Follows one member's plan.
+    pub(crate) fn subscribe(&self, member: &str) -> watch::Receiver<Option<Arc<PublishedPlan>>> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(member.into()).or_default().subscribe()
+    }
+
+    /// Publishes what changed. Members whose plans await an allocation keep the plan they have. `sure` says
+    /// that everything was read, so that what is gone is meant to be gone. Returns the members whose plan
+    /// changed.
+    pub(crate) fn publish(&self, resolution: &Resolution, sure: bool) -> Vec<String> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A slot that nobody follows and that has no plan any more would otherwise stay for ever.
+        slots.retain(|name, slot| resolution.plans.contains_key(name) || slot.receiver_count() > 0);
+        let mut changed = Vec::new();
+        for (name, slot) in slots.iter_mut() {
+            if !resolution.plans.contains_key(name) {
+                slot.send_if_modified(|plan| plan.take().is_some());
+            }
+        }
+        for (name, plan) in &resolution.plans {
+            if resolution.waiting.contains(name) {
+                continue;
+            }
+            if put(slots.entry(name.clone()).or_default(), plan, sure) {
+                changed.push(name.clone());
+            }
+        }
+        changed
+    }
+}
+
+fn put(slot: &Slot, plan: &Plan, sure: bool) -> bool {
+    slot.send_if_modified(|held| {
+        let same = held
+            .as_ref()
+            .is_some_and(|h| *h.plan == *plan && h.removal_intended == sure);
+        if !same {
+            *held = Some(Arc::new(PublishedPlan {
+                plan: Arc::new(plan.clone()),
+                removal_intended: sure,
+            }));
+        }
+        !same
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_core::plan::Resource;
+    use spillway_crds::member::PlannedPeerSpec;
+
+    use super::*;
+
+    fn resolution(peer: &str) -> Resolution {
+        let plan = Plan::new([Resource::Peer(PlannedPeerSpec {
+            member: peer.into(),
+            ..PlannedPeerSpec::default()
+        })]);
+        Resolution {
+            plans: BTreeMap::from([("a".to_owned(), plan)]),
+            ..Resolution::default()
+        }
+    }
+
+    #[test]
+    fn a_plan_is_published_once_and_kept_while_waiting() {
+        let plans = Plans::default();
+        let mut follower = plans.subscribe("a");
+        assert!(follower.borrow_and_update().is_none());
+        assert_eq!(plans.publish(&resolution("b"), true), ["a"]);
+        assert!(follower.has_changed().expect("open"));
+        let first = follower.borrow_and_update().clone();
+        assert!(plans.publish(&resolution("b"), true).is_empty());
+        assert!(!follower.has_changed().expect("open"));
+
+        let mut waiting = resolution("c");
+        waiting.waiting.insert("a".into());
+        assert!(plans.publish(&waiting, true).is_empty());
+        assert_eq!(*follower.borrow(), first);
+        assert_eq!(plans.publish(&resolution("c"), true), ["a"]);
+
+        plans.publish(&Resolution::default(), true);
+        assert!(follower.borrow().is_none(), "a member that is gone has no plan");
+        drop(follower);
+        plans.publish(&Resolution::default(), true);
+        assert!(plans.0.lock().expect("unpoisoned").is_empty());
+    }
+}

@@ -1,0 +1,220 @@
+//! What a member tells, as it is written to `Member.status` by the replica that holds the stream.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+use spillway_core::address::Addresses;
+use spillway_crds::address::AddressPair;
+use spillway_crds::condition::{Condition, ConditionType, Verdict};
+use spillway_crds::hub::{Member, MemberNode, MemberStatus, PlanProgress, Refusal};
+use spillway_link::MemberReport;
+
+use crate::conditions;
+
+/// Bounds of the schema: what goes beyond is cut, since one long string must not cost the whole report.
+const MAX_NODES: usize = 1024;
+const MAX_LABELS: usize = 256;
+const MAX_NAME: usize = 253;
+const MAX_VERSION: usize = 64;
+const MAX_RESOURCE: usize = 512;
+const MAX_MESSAGE: usize = 1024;
+
+/// The fields of a member's status that its stream decides.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct LinkStatus {
+    /// The member has a live stream to `replica`.
+    pub(crate) connected: bool,
+    /// Replica that holds the stream, or held it last.
+    pub(crate) replica: Option<String>,
+    /// Why there is no stream.
+    pub(crate) why: String,
+    pub(crate) agent_version: Option<String>,
+    pub(crate) nodes: Vec<MemberNode>,
+    pub(crate) plan: PlanProgress,
+}
+
+/// The same as fields of the object.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Fields {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connected_to: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_count: Option<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<MemberNode>,
+    plan: PlanProgress,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    conditions: Vec<Condition>,
+}
+
+impl LinkStatus {
+    /// What is recorded: a replica that takes a stream over goes on from there.
+    pub(crate) fn recorded(status: Option<&MemberStatus>) -> Self {
+        let status = status.cloned().unwrap_or_default();
+        let connected = status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == ConditionType::Connected.as_str());
+        Self {
+            connected: connected.is_some_and(|c| c.status == "True"),
+            replica: status.connected_to,
+            why: connected.map(|c| c.message.clone()).unwrap_or_default(),
+            agent_version: status.agent_version,
+            nodes: status.nodes,
+            plan: status.plan,
+        }
+    }
+
+    /// Takes a report in.
+    pub(crate) fn report(&mut self, report: MemberReport) {
+        self.nodes = nodes(report.nodes);
+        self.plan.programmed = report.programmed.map(|d| d.to_string());
+        self.agent_version = version(&report.agent_version);
+    }
+
+    /// Takes a refusal in.
+    pub(crate) fn refuse(&mut self, refusal: &spillway_link::hub::Refusal) {
+        self.plan.refusal = Some(Refusal {
+            digest: refusal.digest.to_string(),
+            resource: cut(&refusal.resource, MAX_RESOURCE),
+            reason: cut(&refusal.reason, MAX_MESSAGE),
+        });
+    }
+
+    /// The fields as they should stand in `member`.
+    pub(crate) fn wanted(&self, member: &Member, now: Timestamp) -> Fields {
+        let current = member.status.as_ref().map_or(&[][..], |s| &s.conditions);
+        let replica = self.replica.as_deref().unwrap_or("nobody");
+        let verdict = if self.connected {
+            Verdict::yes(
+                ConditionType::Connected,
+                "Streaming",
+                format!("connected to {replica}"),
+            )
+        } else {
+            Verdict::no(ConditionType::Connected, "Disconnected", self.why.clone())
+        };
+        Fields {
+            agent_version: self.agent_version.clone(),
+            connected_to: self.replica.clone(),
+            node_count: u32::try_from(self.nodes.len()).ok(),
+            nodes: self.nodes.clone(),
+            plan: self.plan.clone(),
+            conditions: conditions::own(current, member.metadata.generation, &[verdict], now),
+        }
+    }
+}
+
+impl Fields {
+    /// The fields as they stand in `member`.
+    pub(crate) fn standing(member: &Member) -> Self {
+        let status = member.status.clone().unwrap_or_default();
+        let connected = Verdict::no(ConditionType::Connected, "", "");
+        Self {
+            agent_version: status.agent_version,
+            connected_to: status.connected_to,
+            node_count: status.node_count,
+            conditions: conditions::mine(&status.conditions, &[connected]),
+            nodes: status.nodes,
+            plan: status.plan,
+        }
+    }
+}
+
+/// The version as it fits the schema.
+pub(crate) fn version(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| cut(text, MAX_VERSION))
+}
+
+fn cut(text: &str, limit: usize) -> String {
+    text.chars().take(limit).collect()
+}
+
+/// Sorted, each name once, within the schema's bounds, addresses in their canonical spelling.
+fn nodes(reported: Vec<MemberNode>) -> Vec<MemberNode> {
+    let by_name: BTreeMap<_, _> = reported
+        .into_iter()
+        .filter(|n| (1..=MAX_NAME).contains(&n.name.chars().count()))
+        .map(|n| (n.name.clone(), n))
+        .collect();
+    let fit = |mut node: MemberNode| {
+        node.overlay = canonical(&node.overlay);
+        node.underlay = canonical(&node.underlay);
+        node.message = cut(&node.message, MAX_MESSAGE);
+        node.programmed = node.programmed.map(|d| cut(&d, MAX_VERSION));
+        node.labels = node.labels.into_iter().take(MAX_LABELS).collect();
+        node
+    };
+    by_name.into_values().take(MAX_NODES).map(fit).collect()
+}
+
+fn canonical(pair: &AddressPair) -> AddressPair {
+    Addresses::parse(pair).unwrap_or_default().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_crds::hub::MemberSpec;
+
+    use super::*;
+
+    fn node(name: &str) -> MemberNode {
+        MemberNode {
+            name: name.into(),
+            message: "m".repeat(5000),
+            overlay: AddressPair {
+                ipv4: Some("100.64.4.1".into()),
+                ipv6: Some("FD64:5711:0:1:0::1".into()),
+            },
+            underlay: AddressPair {
+                ipv4: Some("not an address".into()),
+                ipv6: None,
+            },
+            ..MemberNode::default()
+        }
+    }
+
+    #[test]
+    fn a_report_is_cut_to_what_the_schema_takes() {
+        let mut status = LinkStatus::default();
+        status.report(MemberReport {
+            nodes: vec![node("b"), node("a"), node("b"), node(&"x".repeat(300)), node("")],
+            agent_version: "v".repeat(100),
+            programmed: None,
+        });
+        let names: Vec<_> = status.nodes.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(status.nodes[0].message.len(), 1024);
+        assert_eq!(status.nodes[0].overlay.ipv6.as_deref(), Some("fd64:5711:0:1::1"));
+        assert_eq!(status.nodes[0].underlay, AddressPair::default());
+        assert_eq!(status.agent_version.map(|v| v.len()), Some(64));
+    }
+
+    #[test]
+    fn what_stands_already_is_not_written_again() {
+        let now = Timestamp::from_second(10).expect("in range");
+        let later = Timestamp::from_second(20).expect("in range");
+        let mut status = LinkStatus {
+            connected: true,
+            replica: Some("hub-0".into()),
+            ..LinkStatus::default()
+        };
+        status.report(MemberReport {
+            nodes: vec![node("a")],
+            ..MemberReport::default()
+        });
+        let mut member = Member::new("m", MemberSpec::default());
+        let wanted = status.wanted(&member, now);
+        assert_ne!(wanted, Fields::standing(&member));
+        let patch = serde_json::to_value(&wanted).expect("plain");
+        member.status = Some(serde_json::from_value(patch).expect("fields of a status"));
+        assert_eq!(status.wanted(&member, later), Fields::standing(&member));
+        assert_eq!(LinkStatus::recorded(member.status.as_ref()).nodes, status.nodes);
+        status.connected = false;
+        assert_ne!(status.wanted(&member, later), Fields::standing(&member));
+    }
+}

@@ -1,0 +1,208 @@
+//! Puts the parts together.
+
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use kube::{Client, Config};
+use spillway_link::hub::{HubConfig, serve};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Args, LogFormat};
+use crate::authority;
+use crate::backend::Backend;
+use crate::health::Health;
+use crate::lease::Elector;
+use crate::plans::Plans;
+use crate::presence::Presence;
+use crate::reconcile::Reconciler;
+use crate::snapshot::Mirrors;
+use crate::status::StatusWriter;
+
+/// A connection to the API server that is silent for this long is given up: longer than a watch lasts.
+const SILENCE: Duration = Duration::from_secs(40);
+/// Longest time for the streams to end at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The program: logging, runtime, signals.
+pub fn start(args: Args) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        bail!("another TLS provider is installed already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut config = Config::infer().await.context("no way to the API server")?;
+        config.read_timeout = Some(SILENCE);
+        let client = Client::try_from(config).context("no way to the API server")?;
+        let shutdown = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        run(args, client, shutdown).await
+    })
+}
+
+/// Runs a replica until `shutdown` completes. An error means that the process must end.
+pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let overlay = args.overlay()?;
+    let stop = CancellationToken::new();
+    let health = Health::default();
+    let mut tasks: JoinSet<&'static str> = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+
+    let http = bind(args.http_listen).await?;
+    let listener_health = health.clone();
+    tasks.spawn(async move {
+        if let Err(error) = listener_health.serve(http).await {
+            tracing::error!(%error, "the health endpoint broke");
+        }
+        "health endpoint"
+    });
+
+    let mirrors = Mirrors::follow(&client, &mut tasks);
+    let start = async {
+        let identity = authority::identity(&client, &args.namespace).await?;
+        while let Err(error) = authority::publish(&client, &args.namespace, &identity, &args.endpoints).await
+        {
+            tracing::warn!(%error, "the hub's address and pin can't be published; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        mirrors.synced().await;
+        anyhow::Ok(identity)
+    };
+    let identity = tokio::select! {
+        identity = start => identity?,
+        ended = tasks.join_next() => return Err(broken(ended)),
+        () = &mut shutdown => return Ok(()),
+    };
+
+    let (elector, leadership) = Elector::new(client.clone(), &args.namespace, &args.replica_name);
+    let elector_stop = CancellationToken::new();
+    let mut election = tokio::spawn(elector.run(elector_stop.clone()));
+    let plans = Arc::new(Plans::default());
+    let (outcomes, follow) = watch::channel(None);
+    let reconciler = Reconciler {
+        client: client.clone(),
+        mirrors: mirrors.clone(),
+        overlay,
+        tunnel: args.tunnel(),
+        plans: plans.clone(),
+        leadership: leadership.clone(),
+        outcomes,
+    };
+    tasks.spawn(async move {
+        reconciler.run().await;
+        "reconcile loop"
+    });
+    let statuses = StatusWriter::new(client.clone(), mirrors.clone(), leadership.clone());
+    tasks.spawn(async move {
+        statuses.run(follow).await;
+        "status writer"
+    });
+    let presence = Presence {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
+        members: mirrors.members.clone(),
+        leadership,
+    };
+    tasks.spawn(async move {
+        presence.run().await;
+        "presence of replicas"
+    });
+
+    let backend = Arc::new(Backend::new(
+        &client,
+        &args.namespace,
+        &args.replica_name,
+        mirrors.members.clone(),
+        plans,
+    ));
+    backend.adopt();
+    let listener = bind(args.listen).await?;
+    let config = HubConfig::new(&identity.hub_id, identity.epoch);
+    let serving = serve(
+        listener,
+        Arc::new(identity.authority),
+        config,
+        backend.clone(),
+        stop.clone().cancelled_owned(),
+    );
+    let mut serving = std::pin::pin!(serving);
+    health.ready(true);
+    tracing::info!(
+        replica = args.replica_name,
+        hub = identity.hub_id,
+        listen = %args.listen,
+        "the hub serves members"
+    );
+
+    let outcome = tokio::select! {
+        ended = &mut serving => Err(match ended {
+            Ok(()) => anyhow!("the link's endpoint ended"),
+            Err(error) => anyhow::Error::new(error).context("the link's endpoint broke"),
+        }),
+        ended = tasks.join_next() => Err(broken(ended)),
+        ended = &mut election => Err(match ended {
+            Ok(Ok(())) => anyhow!("the election ended"),
+            Ok(Err(lost)) => lost.into(),
+            Err(panic) => anyhow!("the election broke: {panic}"),
+        }),
+        () = &mut shutdown => Ok(()),
+    };
+    health.ready(false);
+    outcome?;
+    tracing::info!("shutting down");
+    stop.cancel();
+    if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
+        tracing::warn!("some streams didn't end in time");
+    }
+    backend.flush(DRAIN).await;
+    elector_stop.cancel();
+    // The lease given back lets the next leader begin at once; without that it only takes longer.
+    let _ = tokio::time::timeout(DRAIN, election).await;
+    Ok(())
+}
+
+fn broken(ended: Option<Result<&'static str, tokio::task::JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Ok(name)) => anyhow!("the {name} ended"),
+        Some(Err(panic)) => anyhow!("a task broke: {panic}"),
+        None => anyhow!("no task is running"),
+    }
+}
+
+/// Binds; where the machine has no IPv6, `[::]` means every IPv4 address.
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bound = match TcpListener::bind(address).await {
+        Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("can't listen on {address}"))
+}

@@ -1,0 +1,137 @@
+//! All objects that decide, and one consistent look at them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kube::core::DeserializeGuard;
+use kube::{Api, Client};
+use spillway_core::alloc::OverlayRange;
+use spillway_core::resolve::FederationState;
+use spillway_crds::hub::{EgressGateway, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member};
+use spillway_crds::member::{PolicyRef, Tunnel};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::mirror::Mirror;
+
+/// Copies of the four kinds.
+#[derive(Clone)]
+pub(crate) struct Mirrors {
+    pub(crate) members: Mirror<Member>,
+    pub(crate) gateways: Mirror<EgressGateway>,
+    pub(crate) policies: Mirror<FederatedEgressPolicy>,
+    pub(crate) cluster_policies: Mirror<FederatedClusterEgressPolicy>,
+    /// Notified whenever one of them changes.
+    pub(crate) changed: Arc<Notify>,
+}
+
+impl Mirrors {
+    /// Starts the watches.
+    pub(crate) fn follow(client: &Client, tasks: &mut JoinSet<&'static str>) -> Self {
+        let changed = Arc::new(Notify::new());
+        let mirrors = Self {
+            members: Mirror::new(changed.clone()),
+            gateways: Mirror::new(changed.clone()),
+            policies: Mirror::new(changed.clone()),
+            cluster_policies: Mirror::new(changed.clone()),
+            changed,
+        };
+        macro_rules! follow {
+            ($field:ident, $kind:ty) => {
+                let mirror = mirrors.$field.clone();
+                let api: Api<DeserializeGuard<$kind>> = Api::all(client.clone());
+                tasks.spawn(async move {
+                    mirror.follow(api).await;
+                    concat!("watch of ", stringify!($field))
+                });
+            };
+        }
+        follow!(members, Member);
+        follow!(gateways, EgressGateway);
+        follow!(policies, FederatedEgressPolicy);
+        follow!(cluster_policies, FederatedClusterEgressPolicy);
+        mirrors
+    }
+
+    /// Waits until everything was read once.
+    pub(crate) async fn synced(&self) {
+        self.members.synced().await;
+        self.gateways.synced().await;
+        self.policies.synced().await;
+        self.cluster_policies.synced().await;
+    }
+
+    /// The objects as they are now.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut policies = BTreeMap::new();
+        for (key, policy) in self.policies.objects() {
+            let source = PolicyRef {
+                namespace: Some(key.namespace.unwrap_or_default()),
+                name: key.name,
+            };
+            policies.insert(source, Policy::Namespaced(policy));
+        }
+        for (key, policy) in self.cluster_policies.objects() {
+            let source = PolicyRef {
+                namespace: None,
+                name: key.name,
+            };
+            policies.insert(source, Policy::Cluster(policy));
+        }
+        Snapshot {
+            members: by_name(self.members.objects()),
+            gateways: by_name(self.gateways.objects()),
+            policies,
+            sure: self.members.sure()
+                && self.gateways.sure()
+                && self.policies.sure()
+                && self.cluster_policies.sure(),
+        }
+    }
+}
+
+fn by_name<K>(objects: crate::mirror::Objects<K>) -> BTreeMap<String, Arc<K>> {
+    objects
+        .into_iter()
+        .map(|(key, object)| (key.name, object))
+        .collect()
+}
+
+/// A policy of either kind.
+#[derive(Clone, Debug)]
+pub(crate) enum Policy {
+    /// In a namespace.
+    Namespaced(Arc<FederatedEgressPolicy>),
+    /// Cluster-wide.
+    Cluster(Arc<FederatedClusterEgressPolicy>),
+}
+
+/// The objects at one time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) members: BTreeMap<String, Arc<Member>>,
+    pub(crate) gateways: BTreeMap<String, Arc<EgressGateway>>,
+    pub(crate) policies: BTreeMap<PolicyRef, Policy>,
+    /// Every object could be read.
+    pub(crate) sure: bool,
+}
+
+impl Snapshot {
+    /// What resolution reads.
+    pub(crate) fn state(&self, overlay: OverlayRange, tunnel: &Tunnel) -> FederationState {
+        FederationState {
+            overlay,
+            tunnel: tunnel.clone(),
+            members: self.members.values().map(|m| (&**m).into()).collect(),
+            gateways: self.gateways.values().map(|g| (&**g).into()).collect(),
+            policies: self
+                .policies
+                .values()
+                .map(|p| match p {
+                    Policy::Namespaced(p) => (&**p).into(),
+                    Policy::Cluster(p) => (&**p).into(),
+                })
+                .collect(),
+        }
+    }
+}
