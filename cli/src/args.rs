@@ -79,10 +79,10 @@ pub enum HubCommand {
 #[derive(Args, Clone, Debug, Default)]
 pub struct Image {
     /// Registry and path before the images' names [default: docker.io/spillway].
-    #[arg(long, value_name = "REGISTRY")]
+    #[arg(long, value_name = "REGISTRY", overrides_with = "image_registry")]
     pub image_registry: Option<String>,
     /// Tag of the images [default: this program's version].
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", overrides_with = "image_tag")]
     pub image_tag: Option<String>,
     /// A value of the chart, such as log=debug; may be repeated. An unknown key lists the known ones.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -123,6 +123,7 @@ pub struct HubInstall {
 
 /// `spillway hub uninstall`.
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct HubUninstall {
     /// Also delete the definitions, and with them every member, gateway and policy.
     #[arg(long)]
@@ -130,6 +131,9 @@ pub struct HubUninstall {
     /// Go on although members are joined. They keep the plan they have.
     #[arg(long)]
     pub force: bool,
+    /// Don't ask on a terminal.
+    #[arg(short, long)]
+    pub yes: bool,
     /// Change nothing; print what would be deleted.
     #[arg(long)]
     pub dry_run: bool,
@@ -200,7 +204,7 @@ pub struct Join {
     #[arg(long = "endpoint", value_name = "HOST:PORT", required = true)]
     pub endpoints: Vec<Endpoint>,
     /// sha256:… of the hub's CA, checked before the token is sent.
-    #[arg(long)]
+    #[arg(long = "ca-pin", alias = "pin", value_name = "SHA256")]
     pub pin: Pin,
     /// The token. Other users of this machine can read it from the process list: better use $SPILLWAY_TOKEN
     /// or --token-file.
@@ -234,6 +238,9 @@ pub struct Leave {
     /// Leave although the hub doesn't answer or agents are gone.
     #[arg(long)]
     pub force: bool,
+    /// Don't ask on a terminal.
+    #[arg(short, long)]
+    pub yes: bool,
     /// Change nothing; print what would be deleted.
     #[arg(long)]
     pub dry_run: bool,

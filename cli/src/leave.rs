@@ -38,11 +38,18 @@ pub async fn run(target: &Target, leave: &Leave, ui: &Ui) -> Result<(), Failure>
     }
     let connection = read(&cluster).await?;
     if connection.is_none() && !any_exists(&cluster, &doomed).await? {
-        return Err(Failure::new(
-            Exit::NotFound,
-            format!("{} is no member: there is nothing to remove", cluster.name),
-        )
-        .fix("name another cluster with --kubeconfig or --context"));
+        // What is asked for is so already: no failure, so that scripts can repeat it.
+        ui.say(format!(
+            "{} is no member: there is nothing to remove",
+            cluster.name
+        ));
+        return Ok(());
+    }
+    if !leave.yes {
+        ui.confirm(&format!(
+            "{} leaves its federation: selected pods then leave with their node's address. Go on?",
+            cluster.name
+        ))?;
     }
     let deadline = Instant::now() + leave.timeout;
     if connection.is_some() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 /// Writes to stderr; colours and spinners only where it is a terminal.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,20 @@ impl Ui {
             for step in &failure.fix {
                 eprintln!("  * {step}");
             }
+        }
+    }
+
+    /// Asks before something that can't be undone. Where nobody sits at a terminal, there is nobody to ask.
+    pub fn confirm(&self, question: &str) -> Result<(), Failure> {
+        if !self.terminal || !std::io::stdin().is_terminal() {
+            return Ok(());
+        }
+        eprint!("{question} [y/N] ");
+        let mut answer = String::new();
+        let read = std::io::stdin().read_line(&mut answer);
+        match answer.trim() {
+            "y" | "Y" | "yes" if read.is_ok() => Ok(()),
+            _ => Err(Failure::new(Exit::Other, "nothing was changed")),
         }
     }
 

@@ -158,6 +158,8 @@ pub struct Common {
     pub pull_policy: Option<String>,
     /// `log`.
     pub log: Option<String>,
+    /// `logFormat`.
+    pub log_format: Option<String>,
 }
 
 /// Values of the hub's chart.
@@ -184,7 +186,7 @@ pub struct MemberValues {
     pub local_ranges: Vec<String>,
 }
 
-const COMMON_KEYS: &str = "image.registry, image.tag, image.pullPolicy, log";
+const COMMON_KEYS: &str = "image.registry, image.tag, image.pullPolicy, log, logFormat";
 
 fn bad(what: String) -> Failure {
     Failure::new(Exit::Usage, what)
@@ -197,6 +199,17 @@ fn number(assignment: &Assignment) -> Result<u16, Failure> {
             assignment.key, assignment.value
         ))
     })
+}
+
+fn one_of(assignment: &Assignment, words: &[&str]) -> Result<String, Failure> {
+    let Assignment { key, value } = assignment;
+    if words.contains(&value.as_str()) {
+        return Ok(value.clone());
+    }
+    Err(bad(format!(
+        "--set {key}: {value:?} is none of {}",
+        words.join(", ")
+    )))
 }
 
 impl Common {
@@ -215,14 +228,10 @@ impl Common {
             "image.registry" => self.registry = Some(value),
             "image.tag" => self.tag = Some(value),
             "image.pullPolicy" => {
-                if !["Always", "IfNotPresent", "Never"].contains(&value.as_str()) {
-                    return Err(bad(format!(
-                        "--set image.pullPolicy: {value:?} is none of Always, IfNotPresent, Never"
-                    )));
-                }
-                self.pull_policy = Some(value);
+                self.pull_policy = Some(one_of(assignment, &["Always", "IfNotPresent", "Never"])?);
             }
             "log" => self.log = Some(value),
+            "logFormat" => self.log_format = Some(one_of(assignment, &["text", "json"])?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -242,9 +251,15 @@ impl Common {
         if let Some(policy) = &self.pull_policy {
             container["imagePullPolicy"] = json!(policy);
         }
-        if let (Some(log), Some(variables)) = (&self.log, container["env"].as_array_mut()) {
-            for variable in variables.iter_mut().filter(|v| v["name"] == "SPILLWAY_LOG") {
-                variable["value"] = json!(log);
+        let variables = container["env"].as_array_mut();
+        for variable in variables.into_iter().flatten() {
+            let value = match variable["name"].as_str() {
+                Some("SPILLWAY_LOG") => &self.log,
+                Some("SPILLWAY_LOG_FORMAT") => &self.log_format,
+                _ => &None,
+            };
+            if let Some(value) = value {
+                variable["value"] = json!(value);
             }
         }
     }

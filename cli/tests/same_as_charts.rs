@@ -120,7 +120,7 @@ fn the_member_is_the_charts() {
     let cases: [&[&str]; 4] = [
         &[],
         &IMAGE,
-        &["log=debug"],
+        &["log=debug", "logFormat=json"],
         &["localRanges={10.32.0.0/12,fd00::/48}"],
     ];
     for set in cases {

@@ -42,6 +42,17 @@ pub async fn run(target: &Target, uninstall: &HubUninstall, ui: &Ui) -> Result<(
             .fix("let each leave first: spillway leave, with the member's kubeconfig")
             .fix("or go on with --force: their nodes keep the plan they have, until you run spillway leave --force there"));
     }
+    if !uninstall.yes {
+        ui.confirm(&format!(
+            "the hub goes from {}{}. Go on?",
+            cluster.name,
+            if uninstall.delete_policies {
+                ", with every policy"
+            } else {
+                ""
+            }
+        ))?;
+    }
     let deadline = Instant::now() + uninstall.timeout;
     let mut phase = ui.phase("hub removed");
     let mut count = 0;

@@ -472,7 +472,15 @@ mod tests {
     fn join() -> Join {
         use clap::Parser as _;
         let pin = format!("sha256:{}", "ab".repeat(32));
-        let words = ["spillway", "join", "fra-1", "--endpoint", "hub:1", "--pin", &pin];
+        let words = [
+            "spillway",
+            "join",
+            "fra-1",
+            "--endpoint",
+            "hub:1",
+            "--ca-pin",
+            &pin,
+        ];
         match crate::args::Arguments::try_parse_from(words)
             .expect("parses")
             .command

@@ -45,7 +45,7 @@ impl Invitation {
             command.push_str(" --endpoint ");
             command.push_str(&quoted(endpoint));
         }
-        command.push_str(" --pin ");
+        command.push_str(" --ca-pin ");
         command.push_str(&self.pin);
         for flag in &self.flags {
             command.push(' ');
@@ -75,8 +75,11 @@ pub async fn run(target: &Target, create: TokenCreate, ui: &Ui) -> Result<(), Fa
                 .fix("or name the hub's cluster with --kubeconfig or --context"),
         );
     };
-    if !create.rejoin {
-        free(&cluster, &create.name).await?;
+    if !create.rejoin && taken(&cluster, &create.name).await? {
+        let name = &create.name;
+        ui.warn(format!(
+            "a cluster has joined as {name}: the token works only once that one has left, or with --rejoin"
+        ));
     }
     let endpoints = if !create.endpoints.is_empty() {
         create.endpoints.iter().map(ToString::to_string).collect()
@@ -120,24 +123,14 @@ fn expiry(create: &TokenCreate) -> Result<Timestamp, Failure> {
         .map_err(|err| Failure::new(Exit::Usage, format!("--ttl: {err}")))
 }
 
-/// Fails where a cluster has joined under the name: better now than in the middle of a join.
-async fn free(cluster: &Cluster, name: &str) -> Result<(), Failure> {
+/// Whether a cluster has joined under the name: better said now than in the middle of a join.
+async fn taken(cluster: &Cluster, name: &str) -> Result<bool, Failure> {
     let member = cluster
         .get(Api::<Member>::all(cluster.client.clone()), name, "member")
         .await?;
-    let joined = member
+    Ok(member
         .and_then(|m| m.status)
-        .is_some_and(|s| s.certificate_serial.is_some());
-    if joined {
-        return Err(
-            Failure::new(Exit::NameTaken, format!("a cluster has joined as {name}"))
-                .fix("choose another name")
-                .fix(
-                    "or, if that cluster was rebuilt or lost, let its successor take over the name: --rejoin",
-                ),
-        );
-    }
-    Ok(())
+        .is_some_and(|s| s.certificate_serial.is_some()))
 }
 
 /// The member's images come from where the hub's came from, with the same tag.
@@ -187,7 +180,7 @@ mod tests {
 
     #[test]
     fn the_command_is_one_line_and_keeps_the_token_out_of_the_arguments() {
-        insta::assert_snapshot!(invitation().command(), @"SPILLWAY_TOKEN=spw1.id.secret spillway join fra-1 --endpoint 192.0.2.1:30943 --endpoint '[2001:db8::1]:30943' --pin sha256:abababababababababababababababababababababababababababababababab --image-tag=dev");
+        insta::assert_snapshot!(invitation().command(), @"SPILLWAY_TOKEN=spw1.id.secret spillway join fra-1 --endpoint 192.0.2.1:30943 --endpoint '[2001:db8::1]:30943' --ca-pin sha256:abababababababababababababababababababababababababababababababab --image-tag=dev");
     }
 
     #[test]
