@@ -98,6 +98,9 @@ enum Verb {
         /// Remove all arenas of this machine.
         #[arg(long)]
         all: bool,
+        /// End as an interrupted program does.
+        #[arg(long, hide = true)]
+        interrupted: bool,
     },
     /// Parts of the arena that run as processes of their own.
     #[command(hide = true)]
@@ -236,7 +239,12 @@ async fn dispatch(args: Args) -> Result<ExitCode> {
             let plan = dirs.load_existing()?;
             load_images(dirs, plan).await?;
         }
-        Verb::Down { all } => return down(&name, all),
+        Verb::Down { all, interrupted } => {
+            down(&name, all)?;
+            if interrupted {
+                return Ok(ExitCode::from(130));
+            }
+        }
         Verb::Internal {
             command: InternalVerb::Forward { targets },
         } => forward::serve(&targets).await?,
@@ -281,7 +289,7 @@ async fn up(spec: &ArenaSpec, load: bool, keep_failed: bool) -> Result<()> {
 fn abandon(name: &str) -> Result<()> {
     eprintln!("interrupted: removing arena {name}");
     let error = Command::new(std::env::current_exe()?)
-        .args(["--name", name, "down"])
+        .args(["--name", name, "down", "--interrupted"])
         .exec();
     Err(error).context("run `arena down`")
 }
@@ -302,7 +310,7 @@ async fn load_images(dirs: Dirs, plan: Plan) -> Result<()> {
     Ok(())
 }
 
-fn down(name: &str, all: bool) -> Result<ExitCode> {
+fn down(name: &str, all: bool) -> Result<()> {
     let names = if all { Dirs::all() } else { vec![name.to_owned()] };
     let mut failures = Vec::new();
     for name in names {
@@ -313,7 +321,7 @@ fn down(name: &str, all: bool) -> Result<ExitCode> {
         }
     }
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 async fn outside_log(name: &str, follow: bool, since: Option<u32>, json: bool) -> Result<()> {

@@ -65,8 +65,16 @@ pub fn prepare(dirs: &Dirs, toolbox: &Toolbox, cluster: &ClusterPlan) -> Result<
         &admin.kubeconfig(&authority, &cluster.api_url(), name),
     )?;
 
-    let api_up = Await::Listening(([127, 0, 0, 1], API_PORT).into());
     let binary = |program: &str| toolbox.kubernetes(&cluster.spec.kubernetes, program);
+    // What both components need first, and are refused until the API server has made its roles: they would end and
+    // be started again.
+    let authorized = Await::Succeeds(vec![
+        binary("kubectl").display().to_string(),
+        "--kubeconfig=/etc/kubernetes/kube-controller-manager.conf".to_owned(),
+        "get".to_owned(),
+        "--raw=/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication".to_owned(),
+    ]);
+    let api_up = vec![Await::Listening(([127, 0, 0, 1], API_PORT).into()), authorized];
     let daemon = |program: PathBuf, flags: Vec<String>, after: Vec<Await>| Daemon {
         name: program
             .file_name()
@@ -96,9 +104,9 @@ pub fn prepare(dirs: &Dirs, toolbox: &Toolbox, cluster: &ClusterPlan) -> Result<
             daemon(
                 binary("kube-controller-manager"),
                 controller_manager(cluster),
-                vec![api_up.clone()],
+                api_up.clone(),
             ),
-            daemon(binary("kube-scheduler"), scheduler(), vec![api_up]),
+            daemon(binary("kube-scheduler"), scheduler(), api_up),
         ],
     };
     Ok((spec, authority))
@@ -218,6 +226,10 @@ fn controller_manager(cluster: &ClusterPlan) -> Vec<String> {
         format!("--cluster-signing-cert-file={PKI}/ca.crt"),
         format!("--cluster-signing-key-file={PKI}/ca.key"),
         "--bind-address=127.0.0.1".to_owned(),
+        "--flex-volume-plugin-dir=/var/lib/flex-volumes".to_owned(),
+        // The default of 20 a second makes its some forty controllers queue for seconds when they start.
+        "--kube-api-qps=200".to_owned(),
+        "--kube-api-burst=400".to_owned(),
         "--v=2".to_owned(),
     ]
 }

@@ -110,6 +110,11 @@ pub(super) fn take_down(dirs: &Dirs) -> Result<()> {
             cgroup::remove(&machine.cgroup),
         );
     }
+    // A child that the killed `up` had forked may have gone from fork to exec only now.
+    errors.attempt(
+        "late processes",
+        process::kill_all(|| process::marked(&dirs.mark())),
+    );
     if errors.0.is_empty() {
         for dir in [dirs.disk(), dirs.state()] {
             match fs::remove_dir_all(&dir) {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use kube::{
     Api, Client,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 
@@ -187,7 +187,7 @@ async fn build_cluster(context: &Arc<Context>, plan: &Arc<Plan>, cluster: &Clust
     let ready = async {
         let client = api_ready(context, cluster).await?;
         context.clock.say(&format!("{name}: API server ready"));
-        register(&client, cluster).await?;
+        furnish_nodes(&client, cluster).await?;
         nodes_ready(&client, cluster).await?;
         context
             .clock
@@ -238,34 +238,20 @@ async fn api_ready(context: &Context, cluster: &ClusterPlan) -> Result<Client> {
     .await
 }
 
-/// Creates the Node objects with the pod ranges that the arena routes, before or after their kubelets do.
-async fn register(client: &Client, cluster: &ClusterPlan) -> Result<()> {
+/// Gives the Node objects, as soon as kubelets made them, the pod ranges that the arena routes, and their labels.
+///
+/// Made here beforehand, they would be found not ready by the controller-manager and tainted for its next period, 5 s.
+async fn furnish_nodes(client: &Client, cluster: &ClusterPlan) -> Result<()> {
     let api: Api<Node> = Api::all(client.clone());
     for node in &cluster.nodes {
+        let name = &node.machine.name;
         let ranges: Vec<String> = node.pod_ranges.iter().map(ToString::to_string).collect();
-        let object = json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": node.machine.name, "labels": node.labels},
+        let patch = Patch::Merge(json!({
+            "metadata": {"labels": node.labels},
             "spec": {"podCIDR": ranges.first(), "podCIDRs": ranges},
-        });
-        eventually(Duration::from_secs(30), "its nodes can be created", || async {
-            match api
-                .create(&PostParams::default(), &serde_json::from_value(object.clone())?)
-                .await
-            {
-                Err(kube::Error::Api(status)) if status.code == 409 => {
-                    api.patch(
-                        &node.machine.name,
-                        &PatchParams::default(),
-                        &Patch::Merge(&object),
-                    )
-                    .await?;
-                    Ok(())
-                }
-                Err(e) => Err(e.into()),
-                Ok(_) => Ok(()),
-            }
+        }));
+        eventually(NODES_START, &format!("{name} registers"), || async {
+            Ok(api.patch(name, &PatchParams::default(), &patch).await?)
         })
         .await?;
     }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -10,6 +11,7 @@ use serde_json::json;
 
 use super::machine::{Await, Bind, Daemon, MachineSpec};
 use crate::{
+    control_plane::API_PORT,
     pki::{Authority, write_private},
     provision::Toolbox,
     state::{ClusterPlan, Dirs, NodePlan},
@@ -104,6 +106,8 @@ pub fn prepare(
         .map(|r| machine.address_like(*r).to_string())
         .collect();
     let socket = Await::Path(PathBuf::from(CONTAINERD_SOCKET));
+    // Started earlier, both would fail and then wait out their growing pauses.
+    let api_up = Await::Listening(SocketAddr::new(cluster.api_address(), API_PORT));
     Ok(MachineSpec {
         name: name.clone(),
         machine_id: machine_id(&machine.netns),
@@ -128,7 +132,7 @@ pub fn prepare(
                     format!("--node-ip={}", node_ips.join(",")),
                     "--v=2".into(),
                 ],
-                after: vec![socket],
+                after: vec![socket, api_up.clone()],
             },
             Daemon {
                 name: "kube-proxy".into(),
@@ -137,7 +141,7 @@ pub fn prepare(
                     "--config=/etc/kubernetes/kube-proxy.yaml".into(),
                     "--v=2".into(),
                 ],
-                after: vec![],
+                after: vec![api_up],
             },
         ],
     })

@@ -71,6 +71,9 @@ pub fn boot(file: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How often a command that is a start condition is run.
+const COMMAND_POLL: Duration = Duration::from_millis(200);
+
 type Ended = mpsc::Sender<ExitStatus>;
 
 /// Children by process number. A starter holds the lock from before the fork until its child is listed, so that the
@@ -142,8 +145,11 @@ fn reap(children: &Children) -> Result<()> {
 fn supervise(spec: &MachineSpec, daemon: &Daemon, children: &Children, logs: &fs::File) {
     loop {
         for condition in &daemon.after {
-            while !holds(condition) {
-                thread::sleep(POLL);
+            while !holds(condition, spec, children, logs) {
+                thread::sleep(match condition {
+                    Await::Succeeds(_) => COMMAND_POLL,
+                    _ => POLL,
+                });
             }
         }
         let started = Instant::now();
@@ -162,10 +168,19 @@ fn supervise(spec: &MachineSpec, daemon: &Daemon, children: &Children, logs: &fs
     }
 }
 
-fn holds(condition: &Await) -> bool {
+fn holds(condition: &Await, spec: &MachineSpec, children: &Children, logs: &fs::File) -> bool {
     match condition {
         Await::Path(path) => path.exists(),
         Await::Listening(address) => TcpStream::connect_timeout(address, Duration::from_secs(1)).is_ok(),
+        Await::Succeeds(command) => {
+            let check = Daemon {
+                name: "conditions".to_owned(),
+                command: command.clone(),
+                after: Vec::new(),
+            };
+            let ended = start(spec, &check, children, logs);
+            ended.is_ok_and(|ended| ended.recv().is_ok_and(|status| status.success()))
+        }
     }
 }
 

@@ -68,6 +68,8 @@ pub enum Await {
     Path(PathBuf),
     /// Something accepts connections there.
     Listening(SocketAddr),
+    /// A command succeeds. It is tried a few times a second.
+    Succeeds(Vec<String>),
 }
 
 impl Bind {

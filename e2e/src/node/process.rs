@@ -41,9 +41,13 @@ impl ProcessId {
         })
     }
 
-    /// Whether it still runs; a zombie doesn't.
+    /// Whether any thread of it still runs.
+    ///
+    /// A first thread that has ended shows as a zombie while others go on: a killed init's last thread is the one that
+    /// ends all processes of its namespace.
     pub fn alive(self) -> bool {
-        stat(self.pid).is_some_and(|s| s.started == self.started && s.state != 'Z')
+        stat(self.pid)
+            .is_some_and(|s| s.started == self.started && (!matches!(s.state, 'Z' | 'X') || s.threads > 1))
     }
 
     /// Sends a signal; a process that is gone is no error.
@@ -72,6 +76,7 @@ pub struct Process {
 struct Stat {
     state: char,
     parent: i32,
+    threads: u32,
     started: u64,
 }
 
@@ -82,10 +87,12 @@ fn stat(pid: i32) -> Option<Stat> {
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    let started = fields.nth(17)?.parse().ok()?;
+    let threads = fields.nth(15)?.parse().ok()?;
+    let started = fields.nth(1)?.parse().ok()?;
     Some(Stat {
         state,
         parent,
+        threads,
         started,
     })
 }
@@ -170,20 +177,25 @@ fn describe(pid: i32) -> Option<Process> {
 pub fn kill_all(find: impl Fn() -> Vec<ProcessId>) -> Result<()> {
     let me = i32::try_from(std::process::id())?;
     let deadline = Instant::now() + Duration::from_secs(20);
+    // An ending process loses its environment and namespaces, by which it is found, before it is gone.
+    let mut ending: Vec<ProcessId> = Vec::new();
     loop {
-        let found: Vec<_> = find().into_iter().filter(|p| p.pid != me).collect();
-        if found.is_empty() {
+        for process in find() {
+            if process.pid != me && !ending.contains(&process) {
+                process.signal(Signal::SIGKILL)?;
+                ending.push(process);
+            }
+        }
+        ending.retain(|p| p.alive());
+        if ending.is_empty() {
             return Ok(());
         }
         if Instant::now() > deadline {
             bail!(
                 "processes survive SIGKILL: {:?}",
-                found.iter().map(|p| p.pid).collect::<Vec<_>>()
+                ending.iter().map(|p| p.pid).collect::<Vec<_>>()
             );
         }
-        for process in &found {
-            process.signal(Signal::SIGKILL)?;
-        }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
