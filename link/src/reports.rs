@@ -59,7 +59,7 @@ pub(crate) struct Assembly {
 
 impl Assembly {
     /// Takes the next piece; gives the report once it is whole.
-    pub(crate) fn accept(&mut self, part: ReportPart) -> Result<Option<MemberReport>, BadReport> {
+    pub(crate) fn accept(&mut self, part: &ReportPart) -> Result<Option<MemberReport>, BadReport> {
         if part.first {
             let programmed = match part.programmed.as_slice() {
                 [] => None,
@@ -120,7 +120,7 @@ mod tests {
             let parts = split(&sent);
             let last = parts.len() - 1;
             for (i, part) in parts.into_iter().enumerate() {
-                let got = assembly.accept(part).expect("its own pieces");
+                let got = assembly.accept(&part).expect("its own pieces");
                 assert_eq!(got, (i == last).then(|| sent.clone()));
             }
         }
@@ -129,14 +129,14 @@ mod tests {
     #[test]
     fn a_report_that_begins_in_the_middle_or_never_ends_is_refused() {
         let parts = split(&report(1000, 5000));
-        assert!(Assembly::default().accept(parts[1].clone()).is_err());
+        assert!(Assembly::default().accept(&parts[1]).is_err());
         let mut assembly = Assembly::default();
         let mut endless = parts.iter().cycle().map(|p| ReportPart {
             first: false,
             last: false,
             ..p.clone()
         });
-        assembly.accept(parts[0].clone()).expect("the first piece");
-        assert!(endless.by_ref().take(100).any(|p| assembly.accept(p).is_err()));
+        assembly.accept(&parts[0]).expect("the first piece");
+        assert!(endless.by_ref().take(100).any(|p| assembly.accept(&p).is_err()));
     }
 }

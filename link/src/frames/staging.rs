@@ -15,7 +15,7 @@ const MASS: usize = 10;
 /// Who sends, and to whom.
 #[derive(Clone, Debug)]
 pub(crate) struct Hub {
-    pub(crate) hub_id: String,
+    pub(crate) id: String,
     pub(crate) epoch: u64,
     /// Name of the receiving member.
     pub(crate) member: String,
@@ -90,7 +90,7 @@ impl Staging {
     /// Takes the next piece. `held` is what the member holds at this moment.
     pub(crate) fn accept(&mut self, frame: PlanFrame, held: &Held, hub: &Hub) -> Step {
         let nonce = frame.nonce;
-        if nonce <= self.done || self.open.as_ref().is_some_and(|o| nonce < o.head.nonce) {
+        if self.is_over(nonce) || self.open.as_ref().is_some_and(|o| nonce < o.head.nonce) {
             return Step::Ignored;
         }
         let target = digest(&frame.target_digest).unwrap_or_default();
@@ -111,6 +111,11 @@ impl Staging {
             Fault::Resync(reason) => Step::Resync { nonce, reason },
             Fault::Refused(why) => Step::Refused { nonce, target, why },
         }
+    }
+
+    /// True for updates that were decided, so that their pieces mean nothing any more.
+    pub(crate) const fn is_over(&self, nonce: u64) -> bool {
+        nonce <= self.done
     }
 
     fn close(&mut self, nonce: u64) {
@@ -200,7 +205,7 @@ impl Open {
     fn verify(self, held: &Held, hub: &Hub) -> Result<VerifiedUpdate, Fault> {
         let full = self.head.base.is_none();
         if !full {
-            if held.hub_id != hub.hub_id || held.epoch != hub.epoch {
+            if held.hub_id != hub.id || held.epoch != hub.epoch {
                 return Err("the plan held is of another hub or epoch".into());
             }
             if self.head.base != held.digest() {
@@ -240,7 +245,7 @@ impl Open {
             upserts.insert(key, (resource, digest));
         }
         Ok(VerifiedUpdate {
-            hub_id: hub.hub_id.clone(),
+            hub_id: hub.id.clone(),
             epoch: hub.epoch,
             target: self.head.target,
             upserts,

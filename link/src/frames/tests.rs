@@ -30,7 +30,7 @@ fn plans() -> impl Strategy<Value = Plan> {
 
 fn hub() -> Hub {
     Hub {
-        hub_id: "h".into(),
+        id: "h".into(),
         epoch: 3,
         member: "me".into(),
     }

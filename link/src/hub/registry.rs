@@ -11,14 +11,15 @@ pub(super) struct Registry {
     members: Mutex<HashMap<String, Entry>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Entry {
-    newest: u64,
+    /// Ends the newest stream.
     cancel: CancellationToken,
+    /// Held by the live stream.
     gate: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// The right to be a member's stream, once `gate` is passed and until `superseded`.
+/// The right to be a member's stream, once the gate is passed and until `superseded`.
 pub(super) struct Place {
     pub(super) superseded: CancellationToken,
     gate: Arc<tokio::sync::Mutex<()>>,
@@ -32,36 +33,49 @@ impl Place {
 }
 
 impl Registry {
-    /// Claims the member's place for the stream with this id.
-    pub(super) fn claim(&self, member: &str, id: u64) -> Place {
+    /// Claims the member's place for a new stream.
+    pub(super) fn claim(&self, member: &str) -> Place {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         let superseded = CancellationToken::new();
-        let gate = match members.get_mut(member) {
-            Some(entry) => {
-                entry.cancel.cancel();
-                entry.newest = id;
-                entry.cancel = superseded.clone();
-                entry.gate.clone()
-            }
-            None => {
-                let gate = Arc::new(tokio::sync::Mutex::new(()));
-                let entry = Entry {
-                    newest: id,
-                    cancel: superseded.clone(),
-                    gate: gate.clone(),
-                };
-                members.insert(member.to_owned(), entry);
-                gate
-            }
-        };
-        Place { superseded, gate }
+        let entry = members.entry(member.to_owned()).or_default();
+        std::mem::replace(&mut entry.cancel, superseded.clone()).cancel();
+        Place {
+            superseded,
+            gate: entry.gate.clone(),
+        }
     }
 
-    /// Gives the place up, unless a newer stream has it.
-    pub(super) fn release(&self, member: &str, id: u64) {
+    /// Gives the place up.
+    pub(super) fn release(&self, member: &str, place: Place, entered: Option<OwnedMutexGuard<()>>) {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        if members.get(member).is_some_and(|e| e.newest == id) {
+        drop((place, entered));
+        // Where another stream waits, or an older one hasn't ended yet, the gate must stay the same.
+        if members
+            .get(member)
+            .is_some_and(|e| Arc::strong_count(&e.gate) == 1)
+        {
             members.remove(member);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_comes_waits_for_the_live_one_even_after_one_that_gave_up_waiting() {
+        let registry = Registry::default();
+        let first = registry.claim("m");
+        let entered = first.enter().await;
+        let second = registry.claim("m");
+        assert!(first.superseded.is_cancelled() && !second.superseded.is_cancelled());
+        registry.release("m", second, None);
+        let third = registry.claim("m");
+        assert!(third.gate.try_lock().is_err(), "the first is still there");
+        registry.release("m", first, Some(entered));
+        let entered = third.enter().await;
+        registry.release("m", third, Some(entered));
+        assert!(registry.members.lock().expect("not poisoned").is_empty());
     }
 }

@@ -47,7 +47,7 @@ pub(super) async fn run(context: Context, mut info: SessionInfo, mut wires: Wire
     info.protocol = hello.protocol;
     info.held = digest(&hello.digest);
 
-    let place = context.registry.claim(&info.member, info.id);
+    let place = context.registry.claim(&info.member);
     let entered = tokio::select! {
         entered = place.enter() => Some(entered),
         () = place.superseded.cancelled() => None,
@@ -63,7 +63,7 @@ pub(super) async fn run(context: Context, mut info: SessionInfo, mut wires: Wire
             "a member has connected"
         );
         context.backend.connected(&info).await;
-        let mut session = Session::new(&context, &info, hello, wires.outbound.clone());
+        let mut session = Session::new(&context, &info, &hello, wires.outbound.clone());
         let end = session.serve(&mut wires.inbound, &place).await;
         info!(
             member = info.member,
@@ -77,7 +77,7 @@ pub(super) async fn run(context: Context, mut info: SessionInfo, mut wires: Wire
             let _ = wires.outbound.try_send(Err(end));
         }
     }
-    context.registry.release(&info.member, info.id);
+    context.registry.release(&info.member, place, entered);
 }
 
 async fn hello(config: &HubConfig, inbound: &mut Streaming<MemberMessage>) -> Result<proto::Hello, Status> {
@@ -126,7 +126,7 @@ impl<'a> Session<'a> {
     fn new(
         context: &'a Context,
         info: &'a SessionInfo,
-        hello: proto::Hello,
+        hello: &proto::Hello,
         outbound: mpsc::Sender<Result<HubMessage, Status>>,
     ) -> Self {
         let config = &*context.config;
@@ -142,7 +142,7 @@ impl<'a> Session<'a> {
             shutdown: &context.shutdown,
             info,
             plan: context.backend.plan(&info.member),
-            outbox: Outbox::new(inventory(config, &hello), config.retry_refused),
+            outbox: Outbox::new(inventory(config, hello), config.retry_refused),
             reports: Assembly::default(),
             outbound,
             pending: VecDeque::from([welcome]),
@@ -310,7 +310,7 @@ impl<'a> Session<'a> {
                 }
             }
             Some(Message::Report(part)) => {
-                let report = self.reports.accept(part);
+                let report = self.reports.accept(&part);
                 if let Some(report) = report.map_err(|e| Status::invalid_argument(e.to_string()))? {
                     self.backend.reported(self.info, report).await;
                 }

@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper_util::rt::TokioIo;
-use rustls::AlertDescription;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
+
+use super::DisconnectReason;
 
 /// A channel over this connection; broken for good when that is.
 pub(super) async fn over(stream: TlsStream<TcpStream>) -> Result<Channel, tonic::transport::Error> {
@@ -38,19 +39,44 @@ pub(super) fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// The TLS alert by which the other side refused our certificate, if that is what happened. In TLS 1.3 it
-/// arrives after our handshake is over.
-pub(super) fn refused_certificate(error: &(dyn Error + 'static)) -> Option<AlertDescription> {
-    let mut next = Some(error);
-    while let Some(current) = next {
-        let tls = current.downcast_ref::<rustls::Error>().or_else(|| {
-            let io = current.downcast_ref::<std::io::Error>()?;
-            io.get_ref()?.downcast_ref::<rustls::Error>()
-        });
-        if let Some(rustls::Error::AlertReceived(alert)) = tls {
-            return Some(*alert);
-        }
-        next = current.source();
+/// How rustls words an alert. HTTP/2 hands on only the words of what went wrong below it.
+const ALERT: &str = "received fatal alert: ";
+
+/// What it means where the other side refused our certificate. In TLS 1.3 that is heard only after our
+/// own handshake is over.
+pub(super) fn refused_certificate(error: &dyn Error) -> Option<DisconnectReason> {
+    let text = chain(error);
+    let (_, after) = text.split_once(ALERT)?;
+    let alert: String = after.chars().take_while(char::is_ascii_alphanumeric).collect();
+    Some(match alert.as_str() {
+        "CertificateExpired" => DisconnectReason::Expired("too long ago to be renewed".into()),
+        _ => DisconnectReason::NotAccepted(format!("TLS alert {alert}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::AlertDescription;
+
+    use super::*;
+
+    #[test]
+    fn alerts_are_known_by_the_words_that_rustls_uses() {
+        let heard = |alert| {
+            let tls = rustls::Error::AlertReceived(alert);
+            refused_certificate(&tonic::Status::from_error(
+                std::io::Error::other(tls.to_string()).into(),
+            ))
+        };
+        assert!(matches!(
+            heard(AlertDescription::CertificateExpired),
+            Some(DisconnectReason::Expired(_))
+        ));
+        let unknown = heard(AlertDescription::UnknownCA);
+        assert_eq!(
+            unknown,
+            Some(DisconnectReason::NotAccepted("TLS alert UnknownCA".into()))
+        );
+        assert_eq!(refused_certificate(&tonic::Status::unavailable("gone")), None);
     }
-    None
 }

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
-use super::channel::over;
+use super::channel::{chain, over, refused_certificate};
 use super::renew::{self, renew};
 use super::session::{End, Session};
 use super::{ConnectionState, DisconnectReason, LeaveError, MemberBackend, MemberConfig};
@@ -216,7 +216,7 @@ impl Link {
             })?;
         over(stream)
             .await
-            .map_err(|e| unreachable(super::channel::chain(&e)))
+            .map_err(|e| refused_certificate(&e).unwrap_or_else(|| unreachable(chain(&e))))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
-use rustls::AlertDescription;
 use spillway_core::plan::Digest;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -69,7 +68,7 @@ impl<'a> Session<'a> {
         channel: Channel,
     ) -> Self {
         let hub = Hub {
-            hub_id: String::new(),
+            id: String::new(),
             epoch: 0,
             member: certificate.member.clone(),
         };
@@ -142,7 +141,7 @@ impl<'a> Session<'a> {
             protocol = welcome.protocol,
             "connected"
         );
-        self.hub.hub_id = welcome.hub_id;
+        self.hub.id = welcome.hub_id;
         self.hub.epoch = welcome.epoch;
         Ok(inbound)
     }
@@ -243,6 +242,9 @@ impl<'a> Session<'a> {
     }
 
     fn stage(&mut self, frame: proto::PlanFrame) {
+        if self.staging.is_over(frame.nonce) {
+            return;
+        }
         if self.applying.is_some() {
             // The hub broke the rule of one at a time; it will be told what we hold.
             self.want_all(frame.nonce, "the update before is still being stored".into());
@@ -321,7 +323,7 @@ impl<'a> Session<'a> {
     fn show(&self) {
         let new = ConnectionState::Connected {
             endpoint: self.endpoint.into(),
-            hub_id: self.hub.hub_id.clone(),
+            hub_id: self.hub.id.clone(),
             serial: self.certificate.serial.clone(),
             acknowledged: self.acknowledged,
             refused: self.refused.clone(),
@@ -378,13 +380,8 @@ async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, tokio::task:
 }
 
 fn explain(status: &Status) -> DisconnectReason {
-    if let Some(alert) = refused_certificate(status) {
-        return match alert {
-            AlertDescription::CertificateExpired => {
-                DisconnectReason::Expired("too long ago to be renewed".into())
-            }
-            other => DisconnectReason::NotAccepted(format!("TLS alert {other:?}")),
-        };
+    if let Some(reason) = refused_certificate(status) {
+        return reason;
     }
     match status.code() {
         Code::PermissionDenied => DisconnectReason::Revoked(status.message().into()),

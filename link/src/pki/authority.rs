@@ -89,12 +89,12 @@ impl CertificateAuthority {
     /// Loads a CA from what [`Self::certificate_pem`] and [`Self::key_pem`] gave.
     pub fn load(certificate_pem: &str, key_pem: &Secret) -> Result<Self, PkiError> {
         let certificate = certificates("the CA certificate", certificate_pem)?.swap_remove(0);
-        let key = KeyPair::from_pem(key_pem.expose()).map_err(|e| PkiError::unusable("the CA key", e))?;
+        let key = KeyPair::from_pem(key_pem.expose()).map_err(|e| PkiError::unusable("the CA key", &e))?;
         let pin = Pin::of(&certificate)?;
         if pin != Pin::of_key(&key) {
             return Err(PkiError::unusable(
                 "the CA key",
-                "it isn't the CA certificate's key",
+                &"it isn't the CA certificate's key",
             ));
         }
         Ok(Self {

@@ -40,7 +40,7 @@ impl RequestedKey {
     /// Takes the key out of a PKCS#10 request after checking the request's signature by that key
     /// (RFC 2986 §4.2). Subject, names and extensions asked for are ignored.
     pub fn from_csr(der: &[u8]) -> Result<Self, PkiError> {
-        let bad = |e: &dyn ToString| PkiError::unusable("the certificate request", e.to_string());
+        let bad = |e: &dyn ToString| PkiError::unusable("the certificate request", e);
         let (rest, csr) = X509CertificationRequest::from_der(der).map_err(|e| bad(&e))?;
         if !rest.is_empty() {
             return Err(bad(&"trailing bytes"));

@@ -35,16 +35,16 @@ impl MemberIdentity {
         self.certificate()?;
         certificates("the CA bundle", &self.ca_pem)?;
         let key = rcgen::KeyPair::from_pem(self.key_pem.expose())
-            .map_err(|e| PkiError::unusable("the member's key", e))?;
+            .map_err(|e| PkiError::unusable("the member's key", &e))?;
         let chain = certificates("the member's certificate", &self.chain_pem)?;
         let (_, leaf) = X509Certificate::from_der(&chain[0])
-            .map_err(|e| PkiError::unusable("the member's certificate", e))?;
+            .map_err(|e| PkiError::unusable("the member's certificate", &e))?;
         if leaf.public_key().subject_public_key.data.as_ref() == key.public_key_raw() {
             Ok(())
         } else {
             Err(PkiError::unusable(
                 "the member's key",
-                "it isn't the certificate's key",
+                &"it isn't the certificate's key",
             ))
         }
     }
@@ -66,7 +66,7 @@ pub struct CertificateInfo {
 impl CertificateInfo {
     /// Reads a member's certificate. Doesn't verify it: the caller did, or reads its own.
     pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, PkiError> {
-        let bad = |why: &dyn ToString| PkiError::unusable("the member's certificate", why.to_string());
+        let bad = |why: &dyn ToString| PkiError::unusable("the member's certificate", why);
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| bad(&e))?;
         let names = parsed
             .subject_alternative_name()
@@ -95,14 +95,14 @@ impl CertificateInfo {
 /// Certificates of a PEM text; at least one.
 pub(crate) fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, PkiError> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    let all = all.map_err(|e| PkiError::unusable(what, e))?;
+    let all = all.map_err(|e| PkiError::unusable(what, &e))?;
     if all.is_empty() {
-        return Err(PkiError::unusable(what, "it holds no certificate"));
+        return Err(PkiError::unusable(what, &"it holds no certificate"));
     }
     Ok(all)
 }
 
 /// The private key of a PEM text.
 pub(crate) fn private_key(pem: &Secret) -> Result<PrivateKeyDer<'static>, PkiError> {
-    PrivateKeyDer::from_pem_slice(pem.expose().as_bytes()).map_err(|e| PkiError::unusable("the key", e))
+    PrivateKeyDer::from_pem_slice(pem.expose().as_bytes()).map_err(|e| PkiError::unusable("the key", &e))
 }

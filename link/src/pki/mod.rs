@@ -60,7 +60,7 @@ pub enum PkiError {
 }
 
 impl PkiError {
-    pub(crate) fn unusable(what: &'static str, why: impl ToString) -> Self {
+    pub(crate) fn unusable(what: &'static str, why: &(impl ToString + ?Sized)) -> Self {
         Self::Unusable {
             what,
             why: why.to_string(),

@@ -19,7 +19,7 @@ impl Pin {
     /// The pin of a certificate.
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, PkiError> {
         let (_, parsed) = X509Certificate::from_der(certificate)
-            .map_err(|e| PkiError::unusable("the CA certificate", e))?;
+            .map_err(|e| PkiError::unusable("the CA certificate", &e))?;
         Ok(Self(Digest::of(parsed.public_key().raw)))
     }
 

@@ -46,7 +46,7 @@ pub(crate) async fn dial(
     let outcome = Arc::new(OnceLock::new());
     let config = config(trust, outcome.clone()).map_err(DialError::Identity)?;
     let name = ServerName::try_from(SERVER_NAME)
-        .map_err(|e| DialError::Identity(PkiError::unusable("the hub's name", e)))?;
+        .map_err(|e| DialError::Identity(PkiError::unusable("the hub's name", &e)))?;
 
     let tcp = timeout(limit, TcpStream::connect(address(endpoint)))
         .await
@@ -70,7 +70,7 @@ pub(crate) async fn dial(
 }
 
 fn config(trust: Trust<'_>, outcome: Arc<OnceLock<PinOutcome>>) -> Result<ClientConfig, PkiError> {
-    let bad = |what| move |e: rustls::Error| PkiError::unusable(what, e);
+    let bad = |what| move |e: rustls::Error| PkiError::unusable(what, &e);
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(bad("the TLS provider"))?
@@ -86,7 +86,7 @@ fn config(trust: Trust<'_>, outcome: Arc<OnceLock<PinOutcome>>) -> Result<Client
             }
             let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
                 .build()
-                .map_err(|e| PkiError::unusable("the CA bundle", e))?;
+                .map_err(|e| PkiError::unusable("the CA bundle", &e))?;
             builder
                 .with_custom_certificate_verifier(verifier)
                 .with_client_auth_cert(

@@ -75,7 +75,7 @@ fn config(
     let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
         .allow_unauthenticated()
         .build()
-        .map_err(|e| PkiError::unusable("the CA certificate", e))?;
+        .map_err(|e| PkiError::unusable("the CA certificate", &e))?;
     let (key, issued) = authority.issue_server(lifetime)?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
