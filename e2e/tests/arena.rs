@@ -105,6 +105,7 @@ async fn two_clusters_with_equal_ranges_leave_as_their_nodes_and_go_without_a_tr
 
     kubernetes_is_whole(&a, &in_a).await?;
     power_cycle(&arena, &a, &in_a).await?;
+    faults(&arena, &a, &in_a).await?;
 
     arena.down().await?;
     let left = lifecycle::leftovers(&dirs, &plan)?;
@@ -258,6 +259,74 @@ async fn power_cycle(arena: &Arena, cluster: &Cluster, pod: &Pod) -> Result<()> 
         node.exec(&["nft", "list", "table", "ip", "volatile"]).await?.code != 0,
         "kernel state outlived the power cut"
     );
+    Ok(())
+}
+
+/// Killed daemons, a pulled cable, a hung machine, a control plane without power: each is felt, and each can be undone.
+async fn faults(arena: &Arena, cluster: &Cluster, pod: &Pod) -> Result<()> {
+    let (node, other) = (pod.node()?, arena.node("b-n1")?);
+    let address = node.plan().ipv4.to_string();
+    let ping = ["ping", "-c1", "-W1", address.as_str()];
+
+    let kubelets = |node: &Node| -> Result<Vec<i32>> {
+        Ok(node.processes("kubelet")?.iter().map(|p| p.id.pid).collect())
+    };
+    let before = kubelets(&node)?;
+    node.kill("kubelet")?;
+    eventually(
+        Duration::from_secs(10),
+        "the kubelet is started again",
+        || async {
+            let now = kubelets(&node)?;
+            ensure!(!now.is_empty() && now != before, "{now:?}");
+            Ok(())
+        },
+    )
+    .await?;
+
+    node.cable(false)?;
+    ensure!(
+        other.exec(&ping).await?.code != 0,
+        "a pulled cable carries packets"
+    );
+    node.cable(true)?;
+    eventually(
+        Duration::from_secs(10),
+        "the cable carries packets again",
+        || async { other.exec(&ping).await?.success() },
+    )
+    .await?;
+
+    node.hang(true)?;
+    other
+        .exec(&ping)
+        .await?
+        .success()
+        .context("a hung machine's kernel answers")?;
+    let hung = tokio::time::timeout(Duration::from_secs(1), pod.exec(&["true"])).await;
+    ensure!(!matches!(hung, Ok(Ok(_))), "a hung kubelet runs a command");
+    node.hang(false)?;
+
+    let control_plane = cluster.control_plane()?;
+    control_plane.power_off().await?;
+    ensure!(
+        cluster
+            .kubectl(&["get", "--raw=/readyz", "--request-timeout=1s"])
+            .await
+            .is_err(),
+        "no API server answers"
+    );
+    pod.run(&["probe", "ping", &OUTSIDE_V4[0].to_string()])
+        .await?
+        .success()
+        .context("pods carry on without it")?;
+    control_plane.power_on().await?;
+    eventually(
+        Duration::from_secs(60),
+        "the API server is back with what it had",
+        || async { pod.exec(&["true"]).await?.success() },
+    )
+    .await?;
     Ok(())
 }
 
