@@ -23,7 +23,7 @@ pub(crate) fn markdown(
 ) -> Result<String, serde_json::Error> {
     let mut out = String::from(INTRODUCTION);
     for (title, crds) in [("Hub cluster", hub), ("Member cluster", member)] {
-        out.push_str(&format!("## {title}\n\n"));
+        let _ = writeln!(out, "## {title}\n");
         for crd in crds {
             kind(&mut out, &serde_json::to_value(crd)?);
         }
