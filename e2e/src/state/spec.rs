@@ -1,31 +1,14 @@
-//! What an arena is made of, and where its files are.
-//!
-//! [`ArenaSpec`] is what a user asks for; [`Plan`] is what follows from it: every machine with its namespace and
-//! addresses. The plan is written to the arena's directory before the first object is created, so that `down` finds
-//! all of it whatever happened to the `up` that made it.
+//! What a user asks for, and its check.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::{ClusterPlan, DEFAULT_NAME, MachinePlan, NodePlan, Plan};
 use crate::{provision::KubernetesVersion, wire::address};
-
-/// The arena meant when no name is given.
-pub const DEFAULT_NAME: &str = "spillway";
-
-/// Directory of all arenas' state. Gone after a reboot of the machine, as the arenas themselves are.
-const STATE_ROOT: &str = "/run/spillway-arena";
-
-/// Directory of all arenas' machine disks: images, etcd, logs. On a real filesystem because `/run` may be a small tmpfs.
-const DISK_ROOT: &str = "/var/lib/spillway-arena";
 
 /// What a user asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -212,7 +195,7 @@ impl ArenaSpec {
                 control_plane,
                 nodes,
                 api_port: 0,
-                kubectl: PathBuf::new(),
+                kubectl: std::path::PathBuf::new(),
             });
         }
         Ok(Plan {
@@ -233,7 +216,7 @@ impl ArenaSpec {
     }
 }
 
-fn check_name(what: &str, name: &str) -> Result<()> {
+pub(super) fn check_name(what: &str, name: &str) -> Result<()> {
     let ok = (1..=20).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.ends_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
@@ -275,287 +258,6 @@ fn node_range(range: IpNet, index: u32) -> Result<IpNet> {
         IpNet::V6(net) => net.subnets(64)?.nth(index as usize).map(IpNet::V6),
     };
     nth.with_context(|| format!("pod range {range} is too small for {} nodes", index + 1))
-}
-
-/// Everything that makes up an arena.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Plan {
-    /// Name of the arena.
-    pub name: String,
-    /// Its clusters.
-    pub clusters: Vec<ClusterPlan>,
-}
-
-/// A cluster with its machines.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterPlan {
-    /// What was asked for.
-    pub spec: ClusterSpec,
-    /// The machine that runs etcd and the control plane.
-    pub control_plane: MachinePlan,
-    /// The nodes, in order.
-    pub nodes: Vec<NodePlan>,
-    /// Port on 127.0.0.1 of the machine that leads to the API server; 0 before it is known.
-    pub api_port: u16,
-    /// The kubectl of its version; empty before it is known.
-    #[serde(default)]
-    pub kubectl: PathBuf,
-}
-
-/// A node of a cluster.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NodePlan {
-    /// The machine; its name is the node's name.
-    pub machine: MachinePlan,
-    /// The pod ranges routed to this node.
-    pub pod_ranges: Vec<IpNet>,
-    /// Labels of the Node object.
-    pub labels: BTreeMap<String, String>,
-}
-
-/// A machine on the wire.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MachinePlan {
-    /// Host name, unique in the arena.
-    pub name: String,
-    /// Name of its network namespace.
-    pub netns: String,
-    /// Name of its cgroup directory, in every cgroup hierarchy.
-    pub cgroup: String,
-    /// The segment it is on.
-    pub partition: u8,
-    /// Address on its segment.
-    pub ipv4: Ipv4Addr,
-    /// Address on its segment.
-    pub ipv6: Ipv6Addr,
-}
-
-impl MachinePlan {
-    /// The address of the same family as `range`.
-    pub fn address_like(&self, range: IpNet) -> IpAddr {
-        match range {
-            IpNet::V4(_) => self.ipv4.into(),
-            IpNet::V6(_) => self.ipv6.into(),
-        }
-    }
-}
-
-impl ClusterPlan {
-    /// Address on which components reach the API server.
-    pub fn api_address(&self) -> IpAddr {
-        self.spec
-            .pod_ranges
-            .first()
-            .map_or(self.control_plane.ipv4.into(), |r| {
-                self.control_plane.address_like(*r)
-            })
-    }
-
-    /// URL at which components inside the arena reach the API server.
-    pub fn api_url(&self) -> String {
-        match self.api_address() {
-            IpAddr::V4(a) => format!("https://{a}:6443"),
-            IpAddr::V6(a) => format!("https://[{a}]:6443"),
-        }
-    }
-}
-
-impl Plan {
-    /// Namespace that holds a bridge per partition.
-    pub fn wire_netns(&self) -> String {
-        format!("sw-{}-wire", self.name)
-    }
-
-    /// Namespace of the router between the partitions and the outside.
-    pub fn router_netns(&self) -> String {
-        format!("sw-{}-rtr", self.name)
-    }
-
-    /// Namespace of the outside server.
-    pub fn outside_netns(&self) -> String {
-        format!("sw-{}-out", self.name)
-    }
-
-    /// All partitions in use.
-    pub fn partitions(&self) -> BTreeSet<u8> {
-        self.clusters.iter().map(|c| c.spec.partition).collect()
-    }
-
-    /// Every control plane and node.
-    pub fn machines(&self) -> impl Iterator<Item = &MachinePlan> {
-        self.clusters
-            .iter()
-            .flat_map(|c| std::iter::once(&c.control_plane).chain(c.nodes.iter().map(|n| &n.machine)))
-    }
-
-    /// Every namespace of the arena.
-    pub fn namespaces(&self) -> Vec<String> {
-        self.machines()
-            .map(|m| m.netns.clone())
-            .chain([self.wire_netns(), self.router_netns(), self.outside_netns()])
-            .collect()
-    }
-
-    /// A cluster by name.
-    pub fn cluster(&self, name: &str) -> Result<&ClusterPlan> {
-        self.clusters
-            .iter()
-            .find(|c| c.spec.name == name)
-            .with_context(|| {
-                let known: Vec<_> = self.clusters.iter().map(|c| c.spec.name.as_str()).collect();
-                format!(
-                    "arena {} has no cluster {name}; it has {}",
-                    self.name,
-                    known.join(", ")
-                )
-            })
-    }
-
-    /// A machine by name, with or without its cluster in front (`a-n1`, `a/a-n1`, `a/n1`).
-    pub fn machine(&self, name: &str) -> Result<&MachinePlan> {
-        let full = match name.split_once('/') {
-            Some((cluster, node)) if node.starts_with(&format!("{cluster}-")) => node.to_owned(),
-            Some((cluster, node)) => format!("{cluster}-{node}"),
-            None => name.to_owned(),
-        };
-        self.machines().find(|m| m.name == full).with_context(|| {
-            let known: Vec<_> = self.machines().map(|m| m.name.as_str()).collect();
-            format!(
-                "arena {} has no machine {name}; it has {}",
-                self.name,
-                known.join(", ")
-            )
-        })
-    }
-}
-
-/// The directories of one arena.
-#[derive(Debug, Clone)]
-pub struct Dirs {
-    name: String,
-}
-
-impl Dirs {
-    /// The directories of the arena called `name`, which need not exist.
-    pub fn new(name: &str) -> Result<Self> {
-        check_name("arena", name)?;
-        Ok(Self {
-            name: name.to_owned(),
-        })
-    }
-
-    /// State: plan, certificates, kubeconfigs, outside log.
-    pub fn state(&self) -> PathBuf {
-        Path::new(STATE_ROOT).join(&self.name)
-    }
-
-    /// Machines' disks and logs.
-    pub fn disk(&self) -> PathBuf {
-        Path::new(DISK_ROOT).join(&self.name)
-    }
-
-    /// Root of one machine's private files.
-    pub fn machine(&self, machine: &str) -> PathBuf {
-        self.disk().join("machines").join(machine)
-    }
-
-    /// Logs of one machine's daemons.
-    pub fn logs(&self, machine: &str) -> PathBuf {
-        self.disk().join("logs").join(machine)
-    }
-
-    /// Certificates and keys of one cluster.
-    pub fn pki(&self, cluster: &str) -> PathBuf {
-        self.state().join("pki").join(cluster)
-    }
-
-    /// Kubeconfig of a cluster's administrator, usable from anywhere on this machine.
-    pub fn kubeconfig(&self, cluster: &str) -> PathBuf {
-        self.state().join(format!("{cluster}.kubeconfig"))
-    }
-
-    /// Directory in which the outside server keeps its log.
-    pub fn outside(&self) -> PathBuf {
-        self.state().join("outside")
-    }
-
-    /// The file that serialises commands which change the arena.
-    pub fn lock(&self) -> PathBuf {
-        Path::new(STATE_ROOT).join(format!("{}.lock", self.name))
-    }
-
-    /// The value of [`crate::node::process::MARK`] in the environment of this arena's processes.
-    pub fn mark(&self) -> String {
-        self.state().display().to_string()
-    }
-
-    /// Creates the directories, private to root.
-    pub fn create(&self) -> Result<()> {
-        for dir in [self.state(), self.disk(), self.outside()] {
-            fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
-        }
-        let logs = self.disk().join("logs");
-        fs::create_dir_all(&logs)?;
-        let link = self.state().join("logs");
-        if !link.exists() {
-            std::os::unix::fs::symlink(&logs, &link)?;
-        }
-        Ok(())
-    }
-
-    fn plan_file(&self) -> PathBuf {
-        self.state().join("state.json")
-    }
-
-    /// Writes the plan, replacing an earlier one in one step.
-    pub fn save(&self, plan: &Plan) -> Result<()> {
-        let new = self.state().join("state.json.new");
-        fs::write(&new, serde_json::to_vec_pretty(plan)?)?;
-        fs::rename(&new, self.plan_file())?;
-        Ok(())
-    }
-
-    /// The plan of the arena, if it exists.
-    pub fn load(&self) -> Result<Option<Plan>> {
-        let file = self.plan_file();
-        match fs::read(&file) {
-            Ok(bytes) => Ok(Some(
-                serde_json::from_slice(&bytes).with_context(|| format!("read {}", file.display()))?,
-            )),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("read {}", file.display())),
-        }
-    }
-
-    /// The plan of an arena that must exist.
-    pub fn load_existing(&self) -> Result<Plan> {
-        match self.load()? {
-            Some(plan) => Ok(plan),
-            None => bail!(
-                "no arena called {}; `arena up --name {}` makes one",
-                self.name,
-                self.name
-            ),
-        }
-    }
-
-    /// Names of all arenas on this machine, also of half-made ones.
-    pub fn all() -> Vec<String> {
-        let mut names = BTreeSet::new();
-        for root in [STATE_ROOT, DISK_ROOT] {
-            for entry in fs::read_dir(root).into_iter().flatten().flatten() {
-                if entry.path().is_dir() {
-                    names.insert(entry.file_name().to_string_lossy().into_owned());
-                }
-            }
-        }
-        names.into_iter().collect()
-    }
 }
 
 #[cfg(test)]
