@@ -1,8 +1,15 @@
 //! The hub's program.
 
+use std::process::ExitCode;
+
 use clap::Parser as _;
 
-fn main() -> anyhow::Result<()> {
-    let args = spillway_hub::Args::parse();
-    spillway_hub::start(args)
+fn main() -> ExitCode {
+    match spillway_hub::start(&spillway_hub::Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the hub ends");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -24,6 +24,20 @@ const PACE: Duration = Duration::from_millis(10);
 /// Wait before allocations that couldn't be recorded are resolved anew.
 const RETRY: Duration = Duration::from_millis(300);
 
+/// How a run ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum End {
+    /// Nothing is left to do until something changes.
+    Settled,
+    /// Allocations were recorded, and the mirrors know them: the plans that waited for them can be made.
+    Recorded,
+    /// Something has to be tried again.
+    Stuck,
+}
+
+/// Runs in a row that may record something before the loop slows down.
+const MOST_AGAIN: u32 = 4;
+
 /// Resolves and distributes.
 pub(crate) struct Reconciler {
     pub(crate) client: Client,
@@ -41,9 +55,14 @@ impl Reconciler {
         let recorder = Recorder::new(&self.client, self.leadership.clone());
         let mut gained = self.leadership.clone();
         let mut leads = false;
+        let mut again = 0;
         loop {
             let began = Instant::now();
-            let settled = self.round(leads, &recorder).await;
+            let end = self.round(leads, &recorder).await;
+            again = if end == End::Recorded { again + 1 } else { 0 };
+            if (1..=MOST_AGAIN).contains(&again) {
+                continue;
+            }
             tokio::time::sleep_until(began + PACE).await;
             tokio::select! {
                 () = self.mirrors.changed.notified() => {}
@@ -51,32 +70,32 @@ impl Reconciler {
                     self.caught_up().await;
                     leads = true;
                 }
-                () = tokio::time::sleep(RETRY), if !settled => {}
+                () = tokio::time::sleep(RETRY), if end != End::Settled => {}
             }
         }
     }
 
-    /// One run. False where an allocation couldn't be recorded.
-    async fn round(&self, leads: bool, recorder: &Recorder) -> bool {
+    /// One run.
+    async fn round(&self, leads: bool, recorder: &Recorder) -> End {
         let snapshot = self.mirrors.snapshot();
         let Some(resolution) = self.resolve(&snapshot).await else {
-            return false;
+            return End::Stuck;
         };
         for member in self.plans.publish(&resolution, snapshot.sure) {
             let plan = &resolution.plans[&member];
             tracing::info!(cluster = member, plan = %plan.digest().short(), resources = plan.len(), "plan published");
         }
         if !leads || self.leadership.remaining().is_none() {
-            return true;
+            return End::Settled;
         }
         if !resolution.allocations.is_empty() {
-            // What is recorded comes into the mirrors at once, and with it the next run.
-            return recorder
+            let all = recorder
                 .record(&self.mirrors, &snapshot, &resolution.allocations)
                 .await;
+            return if all { End::Recorded } else { End::Stuck };
         }
         self.outcomes.send_replace(Some(Arc::new((snapshot, resolution))));
-        true
+        End::Settled
     }
 
     /// Resolution of a large federation takes a while and must not hold up the streams.

@@ -1,6 +1,7 @@
 //! Puts the parts together.
 
 use std::future::Future;
+use std::io::IsTerminal as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,15 +33,22 @@ const SILENCE: Duration = Duration::from_secs(40);
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// The program: logging, runtime, signals.
-pub fn start(args: Args) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
+pub fn start(args: &Args) -> anyhow::Result<()> {
+    // A filter that can't be read must not keep the reason from being logged.
+    let filter = EnvFilter::try_new(&args.log);
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(
+            filter
+                .as_ref()
+                .map_or_else(|_| EnvFilter::new("info"), EnvFilter::clone),
+        )
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+    filter.with_context(|| format!("--log {:?}", args.log))?;
     if rustls::crypto::ring::default_provider()
         .install_default()
         .is_err()
@@ -63,7 +71,7 @@ pub fn start(args: Args) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        run(args, client, shutdown).await
+        run(args.clone(), client, shutdown).await
     })
 }
 
