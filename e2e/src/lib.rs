@@ -10,6 +10,7 @@
 //! └ probe                 the traffic program inside pods and outside
 //! ```
 
+mod connect;
 pub mod control_plane;
 pub mod federation;
 pub mod image;
@@ -21,6 +22,7 @@ pub mod provision;
 pub mod scenario;
 pub mod state;
 pub mod status;
+mod wait;
 pub mod wire;
 
 pub use scenario::{

@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Api, api::ListParams};
 
 use crate::{
+    connect::connect,
     node::machine::Machine,
-    scenario::connect,
     state::{ClusterPlan, Dirs, MachinePlan, Plan},
 };
 

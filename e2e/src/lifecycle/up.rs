@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::{Clock, Lock, down::take_down, forward, images, power};
 use crate::{
+    connect::connect,
     control_plane,
     image::{self, Image},
     node::{
@@ -19,8 +20,8 @@ use crate::{
         machine::{Bind, Daemon, Machine, MachineSpec, arena_program},
     },
     provision::Toolbox,
-    scenario::{connect, eventually},
     state::{ArenaSpec, ClusterPlan, Dirs, Plan},
+    wait::eventually,
     wire::{self, address},
 };
 

@@ -1,43 +1,25 @@
 //! A cluster as a scenario holds it.
 
-use std::{
-    path::Path,
-    process::Stdio,
-    sync::{Arc, Once},
-    time::Duration,
-};
+use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::{
-    Api, Client, Config,
+    Api, Client,
     api::{Patch, PatchParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use super::{Node, Pod, PodRequest, eventually};
 use crate::{
+    connect::connect,
     provision::Toolbox,
     state::{ClusterPlan, Dirs, Plan},
 };
 
 /// Who the scenarios' server-side applies are from.
 pub(super) const FIELD_MANAGER: &str = "spillway-e2e";
-
-/// A client for a kubeconfig file.
-pub async fn connect(kubeconfig: &Path) -> Result<Client> {
-    static PROVIDER: Once = Once::new();
-    PROVIDER.call_once(|| {
-        // Fails only where the program has chosen one already.
-        let _chosen_already = rustls::crypto::ring::default_provider().install_default();
-    });
-    let file = Kubeconfig::read_from(kubeconfig).with_context(|| format!("read {}", kubeconfig.display()))?;
-    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    Ok(Client::try_from(config)?)
-}
 
 /// One of the arena's clusters.
 #[derive(Clone)]

@@ -19,11 +19,10 @@ mod cluster;
 mod node;
 mod outside;
 mod pod;
-mod wait;
 
+pub use crate::{connect::connect, wait::eventually};
 pub use arena::Arena;
-pub use cluster::{Cluster, connect};
+pub use cluster::Cluster;
 pub use node::Node;
 pub use outside::{Mark, Outside, Protocol, Record};
 pub use pod::{Output, Pod, PodRequest};
-pub use wait::eventually;

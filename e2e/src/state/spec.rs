@@ -254,10 +254,23 @@ fn check_ranges(spec: &ClusterSpec) -> Result<()> {
 /// The `index`-th /24 (v4) or /64 (v6) of a cluster's pod range.
 fn node_range(range: IpNet, index: u32) -> Result<IpNet> {
     let nth = match range {
-        IpNet::V4(net) => net.subnets(24)?.nth(index as usize).map(IpNet::V4),
-        IpNet::V6(net) => net.subnets(64)?.nth(index as usize).map(IpNet::V6),
+        IpNet::V4(net) => net
+            .subnets(24)
+            .ok()
+            .and_then(|mut s| s.nth(index as usize))
+            .map(IpNet::V4),
+        IpNet::V6(net) => net
+            .subnets(64)
+            .ok()
+            .and_then(|mut s| s.nth(index as usize))
+            .map(IpNet::V6),
     };
-    nth.with_context(|| format!("pod range {range} is too small for {} nodes", index + 1))
+    nth.with_context(|| {
+        format!(
+            "pod range {range} is too small for {} nodes with a /24 or /64 each",
+            index + 1
+        )
+    })
 }
 
 #[cfg(test)]
