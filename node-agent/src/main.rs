@@ -1,2 +1,158 @@
-//! placeholder
-fn main() {}
+//! The node agent: brings this node's kernel into the state that the plan and the node's pods ask for, and
+//! keeps it there. The kernel's state outlives the agent.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod backoff;
+mod cluster;
+mod disk;
+mod gate;
+mod health;
+mod kernel;
+mod mirror;
+mod pods;
+mod show;
+mod status;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use kube::{Client, Config};
+use spillway_core::node::inputs::Settings;
+use spillway_dataplane::LinuxKernel;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+/// Programs this node's egress data path.
+#[derive(Debug, Parser)]
+#[command(name = "spillway-node-agent", version)]
+struct Arguments {
+    /// Kubernetes name of this node.
+    #[arg(long, env = "NODE_NAME", global = true, default_value = "")]
+    node: String,
+    /// Directory in which the last inputs are kept.
+    #[arg(
+        long,
+        env = "SPILLWAY_STATE_DIR",
+        global = true,
+        default_value = "/var/lib/spillway"
+    )]
+    state_dir: PathBuf,
+    /// Address of /healthz and /readyz.
+    #[arg(long, env = "SPILLWAY_HEALTH_LISTEN", default_value = "127.0.0.1:8082")]
+    health_listen: SocketAddr,
+    /// Bits of the packet mark that choose a gateway: 2 to 8 contiguous ones above the low 16 that neither
+    /// the CNI nor kube-proxy uses.
+    #[arg(long, env = "SPILLWAY_MARK_MASK", global = true, default_value = "0xff000000", value_parser = mask)]
+    mark_mask: u32,
+    /// Log filter, such as `info` or `info,spillway_dataplane=debug`.
+    #[arg(long, env = "SPILLWAY_LOG", global = true, default_value = "info")]
+    log: String,
+    /// Format of the log.
+    #[arg(long, env = "SPILLWAY_LOG_FORMAT", global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print what the kernel should hold and how what it holds differs; change nothing.
+    Show {
+        /// Print the differences only.
+        #[arg(long)]
+        diff: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn mask(text: &str) -> Result<u32, String> {
+    let digits = text
+        .strip_prefix("0x")
+        .ok_or("write it in hexadecimal, such as 0xff000000")?;
+    u32::from_str_radix(digits, 16).map_err(|e| e.to_string())
+}
+
+/// A client whose connections to a vanished API server are noticed within a minute.
+async fn client() -> anyhow::Result<Client> {
+    let mut config = Config::infer()
+        .await
+        .context("no way to the API server: neither a kubeconfig nor a service account is there")?;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(Duration::from_secs(45));
+    config.write_timeout = Some(Duration::from_secs(30));
+    Client::try_from(config).context("the API server's client can't be built")
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_new(&arguments.log)
+        .with_context(|| format!("{:?} is no log filter", arguments.log))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    anyhow::ensure!(
+        !arguments.node.is_empty(),
+        "NODE_NAME (or --node) must name this node"
+    );
+    let settings = Settings {
+        mark_mask: arguments.mark_mask,
+        ..Settings::default()
+    };
+    if let Some(problem) = settings.problem() {
+        anyhow::bail!(problem);
+    }
+    let disk = disk::Disk::new(&arguments.state_dir);
+    let kernel = LinuxKernel::open().context("open the kernel; NET_ADMIN is needed")?;
+    match arguments.command {
+        Some(Command::Show { diff }) => show::show(&kernel, &disk, &arguments.node, settings, diff).await,
+        None => run(arguments, settings, disk, kernel).await,
+    }
+}
+
+async fn run(
+    arguments: Arguments,
+    settings: Settings,
+    disk: disk::Disk,
+    kernel: LinuxKernel,
+) -> anyhow::Result<()> {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        anyhow::bail!("another TLS provider was installed first");
+    }
+    // As PID 1 of its container a process gets no default action for SIGTERM.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let node = arguments.node;
+    tracing::info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
+    let client = client().await?;
+    let health = health::Health::new();
+    let (reports, reported) = watch::channel(None);
+    let cluster = cluster::Cluster::watch(&client, &node);
+    let agent = agent::Agent::new(kernel, disk, health.clone(), reports, &node, settings);
+    tokio::spawn(health::serve(arguments.health_listen, health));
+    tokio::select! {
+        () = agent.run(cluster) => anyhow::bail!("the apply loop has ended"),
+        () = status::keep(client, node, reported) => anyhow::bail!("the status writer has ended"),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending; the kernel keeps its state");
+    Ok(())
+}

@@ -1,0 +1,385 @@
+//! The apply loop: one at a time, from what was seen to what the kernel holds.
+//!
+//! ```text
+//!  watches ─┐                         ┌─► disk    before the kernel, so that it never knows less
+//!  drift   ─┼─► gate ─► compile ──────┼─► kernel  apply, then cut flows that began otherwise
+//!  a minute ┘                         └─► report  to the status writer, which never holds this up
+//! ```
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use spillway_core::node::flows::Flows;
+use spillway_core::node::inputs::{Addresses, NodeInputs, Settings};
+use spillway_core::node::state::DesiredState;
+use spillway_core::node::{compile, gateway_indexes, problems};
+use spillway_crds::ConditionType;
+use spillway_crds::condition::Verdict;
+use spillway_dataplane::Kernel;
+use tokio::sync::watch;
+
+use crate::backoff::Backoff;
+use crate::cluster::Cluster;
+use crate::disk::Disk;
+use crate::gate::{self, Next, Seen, Waiting};
+use crate::health::Health;
+use crate::kernel;
+use crate::status::Report;
+
+/// How often everything is compared without any event.
+const FULL_CHECK: Duration = Duration::from_secs(60);
+
+/// One round's reason to do more than compare with what was applied last.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Force {
+    /// Have the kernel compared even if nothing else is wanted than before.
+    pub(crate) apply: bool,
+    /// Read the node's network again.
+    pub(crate) facts: bool,
+}
+
+/// What the kernel was last told.
+#[derive(Clone, Debug)]
+struct Applied {
+    desired: DesiredState,
+    /// It took all of it, and all flows were cut.
+    done: bool,
+}
+
+/// The loop's state.
+pub(crate) struct Agent<K> {
+    kernel: K,
+    disk: Disk,
+    health: Health,
+    reports: watch::Sender<Option<Report>>,
+    /// What was compiled last, or came from the disk.
+    held: NodeInputs,
+    applied: Option<Applied>,
+    /// Addresses that were ours in earlier states whose flows weren't cut yet.
+    uncut: BTreeSet<IpAddr>,
+    /// Digest of the plan that the kernel took last.
+    programmed: Option<String>,
+    /// Underlay addresses for which the facts in `held` were read.
+    measured: Option<Vec<IpAddr>>,
+    /// What the kernel can't do.
+    missing: Vec<String>,
+    waiting: Option<Waiting>,
+    /// A teardown was done and nothing has been applied since.
+    torn_down: bool,
+}
+
+impl<K: Kernel> Agent<K> {
+    /// An agent for `node` that goes on from what the disk has.
+    pub(crate) fn new(
+        kernel: K,
+        disk: Disk,
+        health: Health,
+        reports: watch::Sender<Option<Report>>,
+        node: &str,
+        settings: Settings,
+    ) -> Self {
+        let mut held = disk.load(node).unwrap_or_else(|| NodeInputs {
+            node: node.to_owned(),
+            ..NodeInputs::default()
+        });
+        held.settings = settings;
+        Self {
+            kernel,
+            disk,
+            health,
+            reports,
+            held,
+            applied: None,
+            uncut: BTreeSet::new(),
+            programmed: None,
+            measured: None,
+            missing: Vec::new(),
+            waiting: None,
+            torn_down: false,
+        }
+    }
+
+    /// Goes round for ever.
+    pub(crate) async fn run(mut self, cluster: Cluster) {
+        let mut changes = cluster.changes();
+        let mut drift = self.kernel.drift();
+        let mut known = drift.borrow_and_update().clone();
+        let mut backoff = Backoff::up_to_seconds(30);
+        let mut force = Force {
+            apply: true,
+            facts: true,
+        };
+        let mut full = tokio::time::Instant::now() + FULL_CHECK;
+        loop {
+            // Before reading, so that what changes meanwhile makes another round.
+            changes.borrow_and_update();
+            let seen = cluster.synced().then(|| cluster.seen());
+            if seen.is_none() {
+                tracing::debug!(node = self.held.node, unread = ?cluster.unread(), "not everything was read yet");
+            }
+            let retry = if self.round(seen.as_ref(), force).await {
+                backoff.reset();
+                None
+            } else {
+                backoff.next()
+            };
+            force = Force::default();
+            let again = async {
+                match retry {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                changed = drift.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = drift.borrow_and_update().clone();
+                    force = Force { apply: now.repairs != known.repairs, facts: now.facts != known.facts };
+                    known = now;
+                }
+                () = again => force = Force { apply: true, facts: true },
+                () = tokio::time::sleep_until(full) => {
+                    force = Force { apply: true, facts: true };
+                    full = tokio::time::Instant::now() + FULL_CHECK;
+                }
+            }
+        }
+    }
+
+    /// One round. `seen` is absent while not everything was read: then what the disk had is kept up. Answers
+    /// false where it should be tried again soon.
+    pub(crate) async fn round(&mut self, seen: Option<&Seen>, force: Force) -> bool {
+        self.health.beat();
+        let next = match seen {
+            Some(seen) => gate::next(seen, &self.held),
+            None if self.held.plan.is_some() => Next::Apply(Box::new(self.held.clone()), None),
+            None => return true,
+        };
+        let done = match next {
+            Next::Nothing(waiting) => {
+                let message = waiting.to_string();
+                self.note(Some(waiting));
+                self.report(
+                    None,
+                    false,
+                    Verdict::no(ConditionType::Programmed, "NoPlan", message),
+                );
+                true
+            }
+            Next::TearDown => self.tear_down(force).await,
+            Next::Apply(inputs, waiting) => {
+                self.note(waiting);
+                self.realise(*inputs, force).await
+            }
+        };
+        self.health.set_ready(done);
+        done
+    }
+
+    /// Logs what is being waited for when it changes.
+    fn note(&mut self, waiting: Option<Waiting>) {
+        if self.waiting != waiting {
+            match &waiting {
+                Some(waiting) => tracing::info!(node = self.held.node, %waiting, "what is programmed stays"),
+                None => tracing::debug!(node = self.held.node, "the plan is complete"),
+            }
+            self.waiting = waiting;
+        }
+    }
+
+    async fn realise(&mut self, mut inputs: NodeInputs, force: Force) -> bool {
+        if let Err(error) = self.measure(&mut inputs, force.facts).await {
+            return self.failed("FactsFailed", &error.to_string());
+        }
+        inputs.gateway_indexes = gateway_indexes(&inputs);
+        let desired = compile(&inputs);
+        let digest = inputs.plan.as_ref().map(|p| p.digest.clone());
+        let same = self.applied.as_ref().is_some_and(|a| a.desired == desired);
+        if !same || inputs.plan != self.held.plan {
+            // The kernel must never hold what the disk doesn't know.
+            if let Err(error) = self.disk.store(&inputs) {
+                tracing::warn!(node = inputs.node, %error, "inputs can't be stored; a restart without the API \
+                    server would go on from older ones");
+            }
+        }
+        self.held = inputs;
+        self.torn_down = false;
+        if let Err(error) = self.settle(desired, force).await {
+            return self.failed("ApplyFailed", &error);
+        }
+        let found: Vec<String> = problems(&self.held)
+            .into_iter()
+            .chain(self.missing.clone())
+            .collect();
+        let ready = self.applied.as_ref().is_some_and(|a| a.desired.tunnel.is_some());
+        let verdict = if ready {
+            self.programmed = digest;
+            Verdict::yes(ConditionType::Programmed, "Programmed", found.join("; "))
+        } else {
+            Verdict::no(ConditionType::Programmed, "NoAddress", found.join("; "))
+        };
+        self.report(self.programmed.clone(), false, verdict);
+        true
+    }
+
+    async fn tear_down(&mut self, force: Force) -> bool {
+        if let Err(error) = self.settle(DesiredState::default(), force).await {
+            return self.failed("TeardownFailed", &error);
+        }
+        if !self.torn_down {
+            if let Err(error) = self.disk.clear() {
+                return self.failed("TeardownFailed", &format!("remove the stored inputs: {error}"));
+            }
+            tracing::info!(node = self.held.node, "torn down as asked");
+        }
+        self.held = NodeInputs {
+            node: self.held.node.clone(),
+            settings: self.held.settings.clone(),
+            ..NodeInputs::default()
+        };
+        self.measured = None;
+        self.programmed = None;
+        self.torn_down = true;
+        let verdict = Verdict::no(
+            ConditionType::Programmed,
+            "TornDown",
+            "removed as EgressPlan.spec.teardown asks",
+        );
+        self.report(None, true, verdict);
+        true
+    }
+
+    /// Reads the node's network where that is due.
+    async fn measure(&mut self, inputs: &mut NodeInputs, due: bool) -> spillway_dataplane::Result<()> {
+        let own = inputs.nodes.get(&inputs.node);
+        let underlay: Vec<IpAddr> = own
+            .map(|n| Addresses::of(&n.underlay).iter().collect())
+            .unwrap_or_default();
+        if due || self.measured.as_ref() != Some(&underlay) {
+            let facts = self.kernel.facts(&underlay).await?;
+            inputs.facts = kernel::facts(&facts, &inputs.settings.device);
+            let missing = kernel::missing(&facts);
+            if missing != self.missing {
+                tracing::warn!(node = inputs.node, ?missing, "what the kernel lacks");
+                self.missing = missing;
+            }
+            self.measured = Some(underlay);
+        }
+        Ok(())
+    }
+
+    /// Has the kernel hold `desired`, if it doesn't already or a comparison is due.
+    async fn settle(&mut self, desired: DesiredState, force: Force) -> Result<(), String> {
+        let previous = self.applied.take();
+        let same = previous.as_ref().is_some_and(|a| a.desired == desired);
+        let done = previous.as_ref().is_some_and(|a| a.done);
+        if same && done && !force.apply {
+            self.applied = previous;
+            return Ok(());
+        }
+        let cut_due = !done || previous.as_ref().is_none_or(|a| a.desired.flows != desired.flows);
+        if let Some(previous) = previous {
+            self.uncut.extend(previous.desired.flows.ours);
+        }
+        let started = Instant::now();
+        let applied = self.kernel.apply(&desired).await;
+        let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut kept = Applied { desired, done: false };
+        let result = match applied {
+            Ok(changes) => {
+                let cut = if cut_due || !changes.is_empty() {
+                    self.cut(&kept.desired.flows).await
+                } else {
+                    Ok(0)
+                };
+                log(&self.held, &kept.desired, &changes, cut.as_ref().ok(), micros);
+                cut.map(|_| ()).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        kept.done = result.is_ok();
+        self.applied = Some(kept);
+        result
+    }
+
+    async fn cut(&mut self, flows: &Flows) -> spillway_dataplane::Result<usize> {
+        let before = Flows {
+            ours: self.uncut.clone(),
+            ..Flows::default()
+        };
+        let count = self.kernel.cut(&flows.after(&before)).await?;
+        self.uncut.clear();
+        Ok(count)
+    }
+
+    fn failed(&mut self, reason: &str, message: &str) -> bool {
+        tracing::error!(
+            node = self.held.node,
+            reason,
+            message,
+            "the kernel isn't as it should be; trying again"
+        );
+        let verdict = Verdict::no(ConditionType::Programmed, reason, message);
+        self.report(self.programmed.clone(), false, verdict);
+        false
+    }
+
+    fn report(&self, programmed: Option<String>, torn_down: bool, verdict: Verdict) {
+        let report = Some(Report {
+            programmed,
+            torn_down,
+            verdict,
+        });
+        self.reports.send_if_modified(|old| {
+            let changed = *old != report;
+            *old = report;
+            changed
+        });
+    }
+}
+
+fn log(
+    inputs: &NodeInputs,
+    desired: &DesiredState,
+    changes: &spillway_dataplane::Changes,
+    cut: Option<&usize>,
+    micros: u64,
+) {
+    let plan = inputs
+        .plan
+        .as_ref()
+        .map_or("", |p| p.digest.get(..12).unwrap_or(&p.digest));
+    let (pods, classes) = (desired.flows.pods.len(), desired.flows.classes.len());
+    let (changed, cut) = (changes.len(), cut.copied().unwrap_or(0));
+    if changed == 0 && cut == 0 {
+        tracing::debug!(
+            node = inputs.node,
+            plan,
+            pods,
+            classes,
+            micros,
+            "the kernel is as it should be"
+        );
+    } else {
+        tracing::info!(
+            node = inputs.node,
+            plan,
+            pods,
+            classes,
+            changed,
+            cut,
+            micros,
+            "applied"
+        );
+        for change in changes {
+            tracing::debug!(node = inputs.node, %change, "changed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+//! `spillway-node-agent show`: what this node's kernel should hold by the inputs last stored, and how what it
+//! holds differs. Reads only.
+
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+use spillway_core::node::inputs::{Addresses, NodeInputs, Settings};
+use spillway_core::node::{compile, gateway_indexes, problems};
+use spillway_dataplane::Kernel;
+
+use crate::disk::Disk;
+use crate::kernel;
+
+/// Prints both to standard output.
+pub(crate) async fn show(
+    kernel: &impl Kernel,
+    disk: &Disk,
+    node: &str,
+    settings: Settings,
+    difference_only: bool,
+) -> anyhow::Result<()> {
+    let mut inputs = disk
+        .load(node)
+        .context("nothing is stored: no plan was programmed on this node, or it was torn down")?;
+    inputs.settings = settings;
+    let underlay: Vec<_> = inputs
+        .nodes
+        .get(node)
+        .map(|n| Addresses::of(&n.underlay).iter().collect())
+        .unwrap_or_default();
+    let facts = kernel.facts(&underlay).await.context("read the node's network")?;
+    inputs.facts = kernel::facts(&facts, &inputs.settings.device);
+    inputs.gateway_indexes = gateway_indexes(&inputs);
+    let desired = compile(&inputs);
+    let changes = kernel.plan(&desired).await.context("compare with the kernel")?;
+
+    let mut out = io::stdout().lock();
+    if !difference_only {
+        head(&mut out, &inputs)?;
+        for (address, class) in &desired.flows.pods {
+            writeln!(out, "pod      {address} class {class}")?;
+        }
+        for (gateway, index) in &inputs.gateway_indexes {
+            writeln!(out, "gateway  {gateway} number {index}")?;
+        }
+        let mut rest = desired.clone();
+        let table = rest.ruleset.take();
+        writeln!(out, "\n{}\n", serde_json::to_string_pretty(&rest)?)?;
+        if let Some(table) = table {
+            writeln!(out, "{}", table.render())?;
+        }
+    }
+    if changes.is_empty() {
+        writeln!(out, "the kernel holds exactly that")?;
+    } else {
+        writeln!(
+            out,
+            "{} differences; an apply would do this:\n{changes}",
+            changes.len()
+        )?;
+    }
+    Ok(())
+}
+
+fn head(out: &mut impl Write, inputs: &NodeInputs) -> io::Result<()> {
+    writeln!(out, "node     {}", inputs.node)?;
+    if let Some(plan) = &inputs.plan {
+        writeln!(out, "member   {} ({})", plan.member.member, plan.member.member_id)?;
+        writeln!(out, "plan     {}", plan.digest)?;
+    }
+    for problem in problems(inputs) {
+        writeln!(out, "problem  {problem}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! `EgressNode.status`, written when it differs from what the API server has and at no other time.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use spillway_crds::ConditionType;
+use spillway_crds::condition::{self, Verdict};
+use spillway_crds::member::{EgressNode, EgressNodeStatus};
+use tokio::sync::watch;
+
+use crate::backoff::Backoff;
+use crate::cluster::{Own, watch_own};
+
+/// Field manager of the status.
+const MANAGER: &str = "spillway-node-agent";
+
+/// Longest time that one call may take.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest condition message, in characters; API servers take 32,768.
+const MESSAGE_LIMIT: usize = 2_000;
+
+/// What there is to report.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Report {
+    /// Digest of the plan in the kernel.
+    pub(crate) programmed: Option<String>,
+    /// Everything was taken out, as asked.
+    pub(crate) torn_down: bool,
+    /// The `Programmed` condition.
+    pub(crate) verdict: Verdict,
+}
+
+/// The status that says `report`, given what stands there.
+fn wanted(report: &Report, own: &Own, now: Timestamp) -> EgressNodeStatus {
+    let old = own.status.clone().unwrap_or_default();
+    let mut conditions = old.conditions;
+    let verdict = Verdict {
+        message: report.verdict.message.chars().take(MESSAGE_LIMIT).collect(),
+        ..report.verdict.clone()
+    };
+    condition::set(&mut conditions, own.generation, &verdict, now);
+    // Under this manager the list holds our one condition; others' belong to them.
+    conditions.retain(|c| c.type_ == ConditionType::Programmed.as_str());
+    EgressNodeStatus {
+        programmed: report.programmed.clone(),
+        backend: Some("nftables".into()),
+        agent_version: Some(env!("CARGO_PKG_VERSION").into()),
+        torn_down: report.torn_down,
+        conditions,
+    }
+}
+
+/// True where `status` already says what `wanted` says.
+fn says(status: Option<&EgressNodeStatus>, wanted: &EgressNodeStatus) -> bool {
+    status.is_some_and(|s| {
+        s.programmed == wanted.programmed
+            && s.backend == wanted.backend
+            && s.agent_version == wanted.agent_version
+            && s.torn_down == wanted.torn_down
+            && wanted.conditions.iter().all(|c| s.conditions.contains(c))
+    })
+}
+
+async fn write(api: &Api<EgressNode>, node: &str, status: &EgressNodeStatus) -> anyhow::Result<()> {
+    let patch = json!({
+        "apiVersion": "member.spillway.io/v1alpha1",
+        "kind": "EgressNode",
+        "metadata": {"name": node},
+        "status": status,
+    });
+    let params = PatchParams::apply(MANAGER).force();
+    let patch = Patch::Apply(&patch);
+    tokio::time::timeout(CALL_LIMIT, api.patch_status(node, &params, &patch)).await??;
+    Ok(())
+}
+
+/// Keeps the status of `node` for ever.
+pub(crate) async fn keep(client: Client, node: String, mut reports: watch::Receiver<Option<Report>>) {
+    let (mirror, mut changes) = watch_own(&client, &node);
+    let api = Api::all(client);
+    let mut backoff = Backoff::up_to_seconds(30);
+    loop {
+        let report = reports.borrow_and_update().clone();
+        changes.mark_unchanged();
+        let status = report
+            .as_ref()
+            .zip(mirror.get(&node))
+            .map(|(report, own)| (wanted(report, &own, Timestamp::now()), own))
+            .filter(|(wanted, own)| !says(own.status.as_ref(), wanted));
+        let mut retry = None;
+        if let Some((status, _)) = status {
+            match write(&api, &node, &status).await {
+                Ok(()) => {
+                    tracing::debug!(node, "status written");
+                    backoff.reset();
+                }
+                Err(error) => {
+                    tracing::warn!(node, %error, "status can't be written; it will be tried again");
+                    retry = backoff.next();
+                }
+            }
+        }
+        let again = async {
+            match retry {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = reports.changed() => if changed.is_err() { return },
+            // Our own write comes back as a change too, and then there is nothing left to say.
+            changed = changes.changed() => if changed.is_err() { return },
+            () = again => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_already_said_is_not_written_again() {
+        let report = Report {
+            programmed: Some("d".repeat(64)),
+            torn_down: false,
+            verdict: Verdict::yes(ConditionType::Programmed, "Programmed", ""),
+        };
+        let now = Timestamp::from_second(1).expect("in range");
+        let own = Own {
+            generation: Some(1),
+            status: None,
+        };
+        let first = wanted(&report, &own, now);
+        assert!(!says(None, &first));
+        let own = Own {
+            status: Some(first.clone()),
+            ..own
+        };
+        let later = Timestamp::from_second(9).expect("in range");
+        assert!(says(own.status.as_ref(), &wanted(&report, &own, later)));
+        let failed = Report {
+            verdict: Verdict::no(ConditionType::Programmed, "ApplyFailed", "nft: no"),
+            ..report
+        };
+        assert!(!says(own.status.as_ref(), &wanted(&failed, &own, later)));
+    }
+}
