@@ -6,6 +6,8 @@ mod outbox;
 mod registry;
 mod server;
 mod session;
+#[cfg(test)]
+mod simulation;
 
 pub use backend::{
     EnrollRefusal, EnrollRequest, Enrolled, HubBackend, PublishedPlan, Refusal, SessionInfo, Unavailable,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use spillway_core::plan::{Digest, ResourceKey, digest_of};
 
 use super::{PublishedPlan, Refusal};
-use crate::frames::{PIECE, split};
+use crate::frames::split;
 use crate::proto::PlanFrame;
 
 /// Refused plans are offered again after at most this many times the first wait.
@@ -26,6 +26,7 @@ pub(super) struct Outbox {
     in_flight: Option<Arc<PublishedPlan>>,
     refused: Option<Refused>,
     first_retry: Duration,
+    piece: usize,
 }
 
 #[derive(Debug)]
@@ -46,8 +47,13 @@ pub(super) enum Due {
 }
 
 impl Outbox {
-    /// `known`: what the member says it holds, if that can be built upon.
-    pub(super) fn new(known: Option<BTreeMap<ResourceKey, Digest>>, first_retry: Duration) -> Self {
+    /// `known`: what the member says it holds, if that can be built upon. Updates are split into pieces
+    /// of about `piece` bytes.
+    pub(super) fn new(
+        known: Option<BTreeMap<ResourceKey, Digest>>,
+        first_retry: Duration,
+        piece: usize,
+    ) -> Self {
         Self {
             nonce: 0,
             known: known.map(|k| {
@@ -59,6 +65,7 @@ impl Outbox {
             in_flight: None,
             refused: None,
             first_retry,
+            piece,
         }
     }
 
@@ -84,7 +91,13 @@ impl Outbox {
         } else {
             self.known.as_ref().map(|(k, _)| k)
         };
-        match split(self.nonce, base, &newest.plan, newest.removal_intended, PIECE) {
+        match split(
+            self.nonce,
+            base,
+            &newest.plan,
+            newest.removal_intended,
+            self.piece,
+        ) {
             Ok(frames) => {
                 self.whole = false;
                 self.in_flight = Some(newest.clone());
@@ -220,7 +233,7 @@ mod tests {
     #[test]
     fn who_holds_the_plan_gets_nothing_and_who_does_not_gets_the_difference() {
         let (a, ab, now) = (plan(&["a"]), plan(&["a", "b"]), Instant::now());
-        let mut outbox = Outbox::new(Some(a.plan.digests()), RETRY);
+        let mut outbox = Outbox::new(Some(a.plan.digests()), RETRY, usize::MAX);
         assert!(quiet(&outbox.due(None, now)));
         assert!(quiet(&outbox.due(Some(&a), now)));
         let frame = sent(outbox.due(Some(&ab), now));
@@ -236,7 +249,7 @@ mod tests {
     #[test]
     fn answers_about_anything_but_the_update_under_way_change_nothing() {
         let (a, now) = (plan(&["a"]), Instant::now());
-        let mut outbox = Outbox::new(None, RETRY);
+        let mut outbox = Outbox::new(None, RETRY, usize::MAX);
         let nonce = sent(outbox.due(Some(&a), now)).nonce;
         assert_eq!(outbox.acknowledge(nonce + 1, Some(a.plan.digest())), None);
         assert_eq!(outbox.acknowledge(nonce, Some(Digest::of(b"x"))), None);
@@ -250,7 +263,7 @@ mod tests {
     #[test]
     fn a_refused_plan_waits_ever_longer_and_a_new_one_does_not() {
         let (a, b, mut now) = (plan(&["a"]), plan(&["b"]), Instant::now());
-        let mut outbox = Outbox::new(None, RETRY);
+        let mut outbox = Outbox::new(None, RETRY, usize::MAX);
         let mut wait = RETRY;
         for nonce in 1..10 {
             assert_eq!(sent(outbox.due(Some(&a), now)).nonce, nonce);
@@ -268,7 +281,7 @@ mod tests {
     #[test]
     fn a_resync_gets_the_whole_plan_once() {
         let (a, now) = (plan(&["a"]), Instant::now());
-        let mut outbox = Outbox::new(Some(a.plan.digests()), RETRY);
+        let mut outbox = Outbox::new(Some(a.plan.digests()), RETRY, usize::MAX);
         assert!(outbox.resync(0, now));
         let frame = sent(outbox.due(Some(&a), now));
         assert!(frame.base_digest.is_empty());

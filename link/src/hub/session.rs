@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use spillway_core::plan::{Digest, ResourceKey, digest_of};
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
@@ -15,7 +16,7 @@ use super::outbox::{Due, Outbox};
 use super::registry::{Place, Registry};
 use super::{HubBackend, HubConfig, PublishedPlan, Refusal, SessionInfo};
 use crate::PROTOCOL;
-use crate::frames::{digest, key};
+use crate::frames::{PIECE, digest, key};
 use crate::proto::{self, HubMessage, MemberMessage, hub_message, member_message};
 use crate::reports::Assembly;
 
@@ -142,7 +143,7 @@ impl<'a> Session<'a> {
             shutdown: &context.shutdown,
             info,
             plan: context.backend.plan(&info.member),
-            outbox: Outbox::new(inventory(config, hello), config.retry_refused),
+            outbox: Outbox::new(inventory(config, hello), config.retry_refused, PIECE),
             reports: Assembly::default(),
             outbound,
             pending: VecDeque::from([welcome]),
@@ -162,6 +163,9 @@ impl<'a> Session<'a> {
         let outbound = self.outbound.clone();
         let mut ping = tokio::time::interval(self.config.ping_interval);
         let mut check = tokio::time::interval(self.config.revocation_interval);
+        // After a slow backend call, one tick is enough.
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut plan_is_watched = true;
         loop {
             if self.left && self.pending.is_empty() {
