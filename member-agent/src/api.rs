@@ -29,13 +29,32 @@ pub(crate) enum Failure {
         message: String,
     },
     /// The API server is away, overloaded, or doesn't know the kind yet.
-    #[error("{what}: {source}")]
+    #[error("{what}: {why}")]
     Away {
         /// What was being done, to which object.
         what: String,
         /// Why it didn't work.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        why: String,
     },
+}
+
+/// One line about a client error: its own text repeats the whole answer.
+pub(crate) fn explain(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => {
+            let mut text = other.to_string();
+            let mut cause = std::error::Error::source(other);
+            while let Some(inner) = cause {
+                let inner_text = inner.to_string();
+                if !text.contains(&inner_text) {
+                    text = format!("{text}: {inner_text}");
+                }
+                cause = inner.source();
+            }
+            text
+        }
+    }
 }
 
 impl Failure {
@@ -47,9 +66,9 @@ impl Failure {
                 code: status.code,
                 message: status.message,
             },
-            source => Self::Away {
+            other => Self::Away {
                 what: what.into(),
-                source: Box::new(source),
+                why: explain(&other),
             },
         }
     }
@@ -77,9 +96,9 @@ pub(crate) async fn call<T>(
     match tokio::time::timeout(CALL_LIMIT, request).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(Failure::new(what, error)),
-        Err(late) => Err(Failure::Away {
+        Err(_) => Err(Failure::Away {
             what: what.into(),
-            source: Box::new(late),
+            why: format!("no answer within {} s", CALL_LIMIT.as_secs()),
         }),
     }
 }

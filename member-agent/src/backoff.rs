@@ -33,20 +33,6 @@ impl Backoff {
     }
 }
 
-impl Iterator for Backoff {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        Some(self.wait())
-    }
-}
-
-impl kube::runtime::utils::Backoff for Backoff {
-    fn reset(&mut self) {
-        Backoff::reset(self);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -60,7 +60,9 @@ enum LogFormat {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_new(&arguments.log)
-        .with_context(|| format!("{:?} is no log filter", arguments.log))?;
+        .with_context(|| format!("{:?} is no log filter", arguments.log))?
+        // Our own watches say once when one fails, and once when it works again.
+        .add_directive("kube_runtime::watcher=error".parse()?);
     let log = tracing_subscriber::fmt().with_env_filter(filter);
     match arguments.log_format {
         LogFormat::Text => log.with_ansi(false).init(),

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use kube::core::DeserializeGuard;
-use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+use crate::api;
 use crate::backoff::Backoff;
 
 /// Seconds after which the API server ends a watch.
@@ -137,18 +137,24 @@ where
 {
     /// Follows the watch for ever.
     pub(crate) async fn run(mut self) {
-        let events =
-            watcher(self.api.clone(), self.config.clone()).backoff(Backoff::up_to(Duration::from_secs(5)));
-        let mut events = pin!(events);
+        let mut events = pin!(watcher(self.api.clone(), self.config.clone()));
+        let mut backoff = Backoff::up_to(Duration::from_secs(5));
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    if std::mem::take(&mut self.failing) {
-                        tracing::info!(kind = self.what, "watch works again");
+                    // A listing that begins isn't one that works.
+                    if !matches!(event, Event::Init) {
+                        backoff.reset();
+                        if std::mem::take(&mut self.failing) {
+                            tracing::info!(kind = self.what, "watch works again");
+                        }
                     }
                     self.take(event);
                 }
-                Err(error) => self.failed(&error),
+                Err(error) => {
+                    self.failed(&error);
+                    tokio::time::sleep(backoff.wait()).await;
+                }
             }
         }
     }
@@ -200,17 +206,32 @@ where
         if absent && self.copy.read().unwrap_or_else(PoisonError::into_inner).state == State::Unread {
             self.change(|copy| copy.state = State::Absent);
         }
+        let error = brief(error);
         if std::mem::replace(&mut self.failing, true) {
-            tracing::debug!(kind = self.what, %error, "watch still fails");
+            tracing::debug!(kind = self.what, error, "watch still fails");
         } else if absent {
             tracing::info!(kind = self.what, "the API server doesn't serve this kind (yet)");
         } else {
-            tracing::warn!(kind = self.what, %error, "watch fails; what was read before stays in use");
+            tracing::warn!(
+                kind = self.what,
+                error,
+                "watch fails; what was read before stays in use"
+            );
         }
     }
 
     fn change(&self, f: impl FnOnce(&mut Kept<K>)) {
         f(&mut self.copy.write().unwrap_or_else(PoisonError::into_inner));
         self.version.send_modify(|v| *v += 1);
+    }
+}
+
+/// One line about an error: the library's own text repeats the whole answer.
+fn brief(error: &watcher::Error) -> String {
+    use watcher::Error;
+    match error {
+        Error::InitialListFailed(e) | Error::WatchStartFailed(e) | Error::WatchFailed(e) => api::explain(e),
+        Error::WatchError(status) => status.message.clone(),
+        Error::NoResourceVersion => error.to_string(),
     }
 }

@@ -49,10 +49,14 @@ impl Store {
     /// Reads what an earlier run left. Waits for the API server and the kinds as long as it takes.
     pub(crate) async fn load(client: Client) -> Self {
         let mut backoff = Backoff::up_to(Duration::from_secs(5));
+        let mut failing = false;
         let contents = loop {
             match read(&client).await {
                 Ok(contents) => break contents,
-                Err(error) => tracing::warn!(%error, "the plan in place can't be read yet"),
+                Err(error) if std::mem::replace(&mut failing, true) => {
+                    tracing::debug!(%error, "the plan in place still can't be read");
+                }
+                Err(error) => tracing::warn!(%error, "the plan in place can't be read yet; trying again"),
             }
             tokio::time::sleep(backoff.wait()).await;
         };
