@@ -74,7 +74,9 @@ pub fn spawn(dirs: &Dirs, plan: &Plan, listeners: &[TcpListener]) -> Result<()> 
             Ok(())
         });
     }
-    command.spawn().context("start the forwarder")?;
+    let mut child = command.spawn().context("start the forwarder")?;
+    // It outlives this process or is killed by `down`; in the latter case it must not stay as a zombie.
+    std::thread::spawn(move || child.wait());
     Ok(())
 }
 
