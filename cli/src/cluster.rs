@@ -120,9 +120,7 @@ impl Cluster {
 
     /// True where the object exists. A kind that the API server doesn't know has no objects.
     pub async fn exists(&self, object: &Value) -> Result<bool, Failure> {
-        self.api(object)
-            .get_metadata_opt(manifest::name(object))
-            .await
+        none_there(self.api(object).get_metadata_opt(manifest::name(object)).await)
             .map(|found| found.is_some())
             .map_err(|err| Failure::kube(&format!("reading {}", manifest::title(object)), &err))
     }
@@ -209,8 +207,7 @@ impl Cluster {
     where
         K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
     {
-        api.get_opt(name)
-            .await
+        none_there(api.get_opt(name).await)
             .map_err(|err| Failure::kube(&format!("reading {what} {name}"), &err))
     }
 
@@ -226,6 +223,15 @@ impl Cluster {
     pub async fn hub_info(&self) -> Result<Option<HubInfo>, Failure> {
         let found: Option<ConfigMap> = self.get(self.ours(), "spillway-hub-info", "ConfigMap").await?;
         Ok(found.and_then(|map| HubInfo::read(&map)))
+    }
+}
+
+/// Takes a kind that the API server doesn't know for an object that isn't there: kube does so only where
+/// the answer is a Status.
+fn none_there<T>(answer: kube::Result<Option<T>>) -> kube::Result<Option<T>> {
+    match answer {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        other => other,
     }
 }
 

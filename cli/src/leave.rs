@@ -267,7 +267,7 @@ async fn forced(cluster: &Cluster, deadline: Instant, ui: &Ui) -> Result<(), Fai
 /// Deletes everything: workloads first, so that no agent writes again what goes after it.
 async fn remove(cluster: &Cluster, doomed: &[Value], deadline: Instant, ui: &Ui) -> Result<(), Failure> {
     let deadline = deadline.max(Instant::now() + Duration::from_secs(60));
-    let mut phase = ui.phase("objects removed");
+    let phase = ui.phase("objects removed");
     let (workloads, rest): (Vec<Value>, Vec<Value>) = doomed
         .iter()
         .cloned()
@@ -275,7 +275,7 @@ async fn remove(cluster: &Cluster, doomed: &[Value], deadline: Instant, ui: &Ui)
     let mut count = 0;
     for group in [workloads, rest] {
         for object in &group {
-            phase.update(&format!("{} ...", manifest::kind(object)));
+            phase.show(manifest::kind(object));
             count += usize::from(cluster.delete(object).await?);
         }
         cluster.gone(&group, deadline).await?;

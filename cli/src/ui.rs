@@ -105,7 +105,9 @@ pub struct Phase {
 
 impl Phase {
     /// Says how it goes. Off a terminal each new text is a line, so only tell what changed.
+    /// Only a text's first line is told.
     pub fn update(&mut self, detail: &str) {
+        let detail = detail.lines().next().unwrap_or_default();
         if detail == self.shown {
             return;
         }
@@ -113,6 +115,13 @@ impl Phase {
         match &self.bar {
             Some(bar) => bar.set_message(format!("{}: {detail}", self.name)),
             None => eprintln!("... {}: {detail}", self.name),
+        }
+    }
+
+    /// Says what is at hand, on a terminal only: too much for lines.
+    pub fn show(&self, detail: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{}: {detail}", self.name));
         }
     }
 

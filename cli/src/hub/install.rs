@@ -49,9 +49,9 @@ pub async fn apply_all(
     deadline: Instant,
     ui: &Ui,
 ) -> Result<(), Failure> {
-    let mut phase = ui.phase("objects applied");
+    let phase = ui.phase("objects applied");
     for object in objects {
-        phase.update(&format!("{} ...", manifest::kind(object)));
+        phase.show(manifest::kind(object));
         cluster.apply(object).await?;
     }
     cluster.established(objects, deadline).await?;

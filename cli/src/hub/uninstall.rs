@@ -54,10 +54,10 @@ pub async fn run(target: &Target, uninstall: &HubUninstall, ui: &Ui) -> Result<(
         ))?;
     }
     let deadline = Instant::now() + uninstall.timeout;
-    let mut phase = ui.phase("hub removed");
+    let phase = ui.phase("hub removed");
     let mut count = 0;
     for object in &doomed {
-        phase.update(&format!("{} ...", manifest::kind(object)));
+        phase.show(manifest::kind(object));
         count += usize::from(cluster.delete(object).await?);
     }
     cluster.gone(&doomed, deadline).await?;

@@ -40,7 +40,7 @@ pub fn for_reason(reason: &str, context: &Context<'_>) -> Advice {
     let detail = if context.message.is_empty() {
         String::new()
     } else {
-        format!(": {}", context.message)
+        format!("\n  the agent says: {}", context.message)
     };
     let again = format!("on the hub: spillway token create {member}, then paste what it prints");
     match reason {
@@ -171,7 +171,7 @@ mod tests {
             for_reason("HubUnreachable", &context)
                 .failure()
                 .what
-                .ends_with("hub:1: connection refused")
+                .ends_with("hub:1\n  the agent says: connection refused")
         );
     }
 }

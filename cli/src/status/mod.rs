@@ -29,7 +29,7 @@ impl Problem {
     fn new(object: impl Into<String>, what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
             object: object.into(),
-            what: what.into(),
+            what: one_line(&what.into()),
             fix: fix.into(),
         }
     }
@@ -115,6 +115,11 @@ fn cell(conditions: &[spillway_crds::Condition], kind: spillway_crds::ConditionT
         Some(c) => format!("{} ({})", c.status, c.reason),
         None => "Unknown".into(),
     }
+}
+
+/// A text of several lines, as one.
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join("; ")
 }
 
 /// A cell that may be empty.
