@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use spillway_core::node::state::LinkFacts;
 
 /// A network interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -23,6 +24,10 @@ pub struct Device {
 }
 
 /// What the kernel and its tools can do. Probed once.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent answers to independent questions"
+)]
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Capabilities {
     /// `nft` runs and the kernel answers it.
@@ -40,7 +45,7 @@ pub struct Capabilities {
 /// What [`crate::Kernel::facts`] answers.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Facts {
-    /// All interfaces by name.
+    /// Interfaces by name; loopback and our own are left out.
     pub devices: BTreeMap<String, Device>,
     /// Prefixes that are on link, with the interface's name; the most specific first. Ours and host
     /// prefixes are left out.
@@ -55,6 +60,35 @@ pub struct Facts {
     pub uplink_mtu: Option<u32>,
     /// What the kernel can do.
     pub capabilities: Capabilities,
+}
+
+impl From<&Facts> for spillway_core::node::state::Facts {
+    /// What the compiler wants to know. Interfaces without an address, such as most pods', are left out: they
+    /// come and go without meaning anything to it.
+    fn from(facts: &Facts) -> Self {
+        let link = |device: &Device| LinkFacts {
+            mtu: device.mtu,
+            addresses: device
+                .addresses
+                .iter()
+                .filter(|net| !matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local()))
+                .copied()
+                .collect(),
+        };
+        let is_default =
+            |name: &String| [&facts.default_v4, &facts.default_v6].contains(&&Some(name.clone()));
+        Self {
+            links: facts
+                .devices
+                .iter()
+                .map(|(name, device)| (name.clone(), link(device)))
+                .filter(|(name, link)| !link.addresses.is_empty() || is_default(name))
+                .collect(),
+            default_device4: facts.default_v4.clone(),
+            default_device6: facts.default_v6.clone(),
+            without_ipv6: !facts.capabilities.ipv6,
+        }
+    }
 }
 
 impl Facts {

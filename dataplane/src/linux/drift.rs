@@ -19,7 +19,6 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::mpsc;
 
 use super::link;
-use crate::nft::TABLE;
 use crate::{Error, PROTOCOL, Result};
 
 /// `NFNLGRP_NFTABLES`.
@@ -57,7 +56,8 @@ impl Hint {
 
 /// Listens in the calling thread's network namespace, as tasks of its runtime. Hints come out of the channel; one
 /// that is full holds one already.
-pub(super) fn listen(hints: &mpsc::Sender<Hint>) -> Result<()> {
+pub(super) fn listen(hints: &mpsc::Sender<Hint>, table: &str) -> Result<()> {
+    let table = table.to_owned();
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -73,7 +73,9 @@ pub(super) fn listen(hints: &mpsc::Sender<Hint>) -> Result<()> {
     let route = open("route netlink listener", NETLINK_ROUTE, groups)?;
     let netfilter = open("nftables listener", NETLINK_NETFILTER, 1 << (NFTABLES_GROUP - 1))?;
     tokio::spawn(read(route, hints.clone(), of_route));
-    tokio::spawn(read(netfilter, hints.clone(), of_nftables));
+    tokio::spawn(read(netfilter, hints.clone(), move |message| {
+        of_nftables(message, &table)
+    }));
     Ok(())
 }
 
@@ -85,10 +87,10 @@ fn open(protocol: isize, groups: u32) -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-async fn read(socket: TokioSocket, hints: mpsc::Sender<Hint>, meaning: fn(&[u8]) -> Hint) {
+async fn read(socket: TokioSocket, hints: mpsc::Sender<Hint>, meaning: impl Fn(&[u8]) -> Hint) {
     loop {
         let hint = match socket.recv_from_full().await {
-            Ok((datagram, _)) => messages(&datagram).map(meaning).fold(Hint::default(), Hint::and),
+            Ok((datagram, _)) => messages(&datagram).map(&meaning).fold(Hint::default(), Hint::and),
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => Hint::EVERYTHING,
             Err(error) => {
                 tracing::error!(%error, "a kernel listener failed; drift is now only found by the periodic check");
@@ -128,7 +130,9 @@ fn of_route(message: &[u8]) -> Hint {
             facts: true,
         },
         // Whose device it is can't be told from the message. Addresses change seldom.
-        NetlinkPayload::InnerMessage(M::NewAddress(_) | M::DelAddress(_)) => Hint::EVERYTHING,
+        NetlinkPayload::InnerMessage(M::NewAddress(_) | M::DelAddress(_)) | NetlinkPayload::Overrun(_) => {
+            Hint::EVERYTHING
+        }
         NetlinkPayload::InnerMessage(M::NewNeighbour(n) | M::DelNeighbour(n)) => {
             // Entries that we write are permanent; the states of others change with every packet.
             let ours =
@@ -150,7 +154,6 @@ fn of_route(message: &[u8]) -> Hint {
                 .any(|a| matches!(a, RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL))));
             Hint { ours, facts: false }
         }
-        NetlinkPayload::Overrun(_) => Hint::EVERYTHING,
         _ => Hint::default(),
     }
 }
@@ -164,14 +167,14 @@ fn concerns_us(message: &LinkMessage) -> bool {
 }
 
 /// Every nftables message but the generation's begins with the table's name as attribute 1.
-fn of_nftables(message: &[u8]) -> Hint {
+fn of_nftables(message: &[u8], table: &str) -> Hint {
     let kind = u16::from_ne_bytes([message[4], message[5]]).to_le_bytes();
     let ours = || {
         let attribute = message.get(HEADER + FAMILY_HEADER..)?;
         let length = usize::from(u16::from_ne_bytes(attribute.get(..2)?.try_into().ok()?));
         let number = u16::from_ne_bytes(attribute.get(2..4)?.try_into().ok()?) & 0x3fff;
         let name = attribute.get(4..length)?;
-        Some(number == 1 && name.strip_suffix(&[0]).unwrap_or(name) == TABLE.as_bytes())
+        Some(number == 1 && name.strip_suffix(&[0]).unwrap_or(name) == table.as_bytes())
     };
     let ours = kind[1] == NFTABLES && kind[0] != NEWGEN && ours().unwrap_or(false);
     Hint { ours, facts: false }

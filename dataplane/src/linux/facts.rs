@@ -65,6 +65,7 @@ pub(super) fn observe(
     facts.default_v6 = name(best[1]);
     facts.devices = links
         .into_iter()
+        .filter(|(_, link)| !link.loopback && link.alias.as_deref() != Some(link::ALIAS))
         .map(|(name, link)| (name, device(link)))
         .collect();
     Ok(facts)
@@ -97,12 +98,9 @@ fn device(link: Link) -> Device {
     }
 }
 
-/// What of the facts is worth compiling again for. Pods' devices come and go all the time.
-pub(super) fn relevant(facts: &Facts) -> Facts {
-    Facts {
-        devices: BTreeMap::new(),
-        ..facts.clone()
-    }
+/// What of the facts is worth compiling again for.
+pub(super) fn relevant(facts: &Facts) -> (spillway_core::node::state::Facts, Capabilities) {
+    (facts.into(), facts.capabilities.clone())
 }
 
 /// Finds out whether a VXLAN device with GBP can be made, by making one unless we already have one.

@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::LinkHeader;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
 };
-use netlink_packet_route::{AddressFamily, link::LinkHeader};
 use rtnetlink::LinkVxlan;
 use spillway_core::node::state::TunnelDevice;
 
@@ -30,6 +31,7 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) mtu: u32,
     pub(super) up: bool,
+    pub(super) loopback: bool,
     pub(super) mac: Option<[u8; 6]>,
     pub(super) alias: Option<String>,
     /// Attributes of a VXLAN device.
@@ -80,6 +82,7 @@ fn read(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
         ..Link::default()
     };
     for attribute in message.attributes {
@@ -147,10 +150,10 @@ fn no_link_local() -> LinkAttribute {
 }
 
 fn header(index: u32) -> LinkHeader {
-    let mut header = LinkHeader::default();
-    header.interface_family = AddressFamily::Unspec;
-    header.index = index;
-    header
+    LinkHeader {
+        index,
+        ..LinkHeader::default()
+    }
 }
 
 fn modification(index: u32, attribute: LinkAttribute) -> RouteNetlinkMessage {

@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::drift::Hint;
 use self::worker::Worker;
-use crate::{Changes, Drift, Error, Facts, Kernel, Result};
+use crate::{Capabilities, Changes, Drift, Error, Facts, Kernel, Result};
 
 /// How long after a hint the kernel is compared: others make several changes in a row.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -57,6 +57,15 @@ impl LinuxKernel {
     /// # Errors
     /// Where a socket can't be opened: without `CAP_NET_ADMIN`, or without the subsystem.
     pub fn open() -> Result<Self> {
+        Self::open_with_table(crate::nft::TABLE)
+    }
+
+    /// As [`Self::open`], with another name for our nftables table.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_table(table: &str) -> Result<Self> {
+        let table = table.to_owned();
         let (commands, inbox) = mpsc::channel(16);
         let (drift_sender, drift) = watch::channel(Drift::default());
         let (opened, was_opened) = std::sync::mpsc::sync_channel(1);
@@ -75,7 +84,7 @@ impl LinuxKernel {
                     }
                 };
                 runtime.block_on(async move {
-                    match Actor::open(drift_sender) {
+                    match Actor::open(drift_sender, table) {
                         Ok((actor, hints)) => {
                             let _ = opened.send(Ok(()));
                             actor.run(inbox, hints).await;
@@ -111,14 +120,14 @@ struct Actor {
     /// What was last applied, and what was still different right afterwards: that isn't drift.
     applied: Option<(DesiredState, Changes)>,
     /// The facts last answered, and for which underlay addresses.
-    told: Option<(Vec<IpAddr>, Facts)>,
+    told: Option<(Vec<IpAddr>, (spillway_core::node::state::Facts, Capabilities))>,
 }
 
 impl Actor {
-    fn open(drift: watch::Sender<Drift>) -> Result<(Self, mpsc::Receiver<Hint>)> {
+    fn open(drift: watch::Sender<Drift>, table: String) -> Result<(Self, mpsc::Receiver<Hint>)> {
         let (sender, hints) = mpsc::channel(64);
-        let worker = Worker::open()?;
-        drift::listen(&sender)?;
+        drift::listen(&sender, &table)?;
+        let worker = Worker::open(table)?;
         Ok((
             Self {
                 worker,

@@ -208,13 +208,8 @@ pub(super) fn steps(
         wanted_keys.insert(key);
         let target = match &route.target {
             RouteTarget::Unreachable => Target::Unreachable,
-            RouteTarget::Device { device, via, mtu } => match index(device) {
-                Some(index) => Target::Device {
-                    index,
-                    via: *via,
-                    mtu: *mtu,
-                },
-                None => {
+            RouteTarget::Device { device, via, mtu } => {
+                let Some(index) = index(device) else {
                     let action = Action::Impossible(format!("{object}: there is no such device"));
                     steps.push(Step {
                         operation: Operation::Add,
@@ -222,8 +217,13 @@ pub(super) fn steps(
                         action,
                     });
                     continue;
+                };
+                Target::Device {
+                    index,
+                    via: *via,
+                    mtu: *mtu,
                 }
-            },
+            }
         };
         let request = RouteNetlinkMessage::NewRoute(message(key, &target));
         match by_key.get(&key).map(Vec::as_slice) {

@@ -33,11 +33,11 @@ struct Steps {
 
 impl Worker {
     /// Opens the sockets in the calling thread's network namespace.
-    pub(super) fn open() -> Result<Self> {
+    pub(super) fn open(table: String) -> Result<Self> {
         Ok(Self {
             route: Requests::open("route netlink socket", NETLINK_ROUTE)?,
             netfilter: Requests::open("netfilter netlink socket", NETLINK_NETFILTER)?,
-            nft: Nft::new(),
+            nft: Nft::new(table),
             capabilities: None,
         })
     }

@@ -26,6 +26,7 @@ pub struct Difference {
 /// `fingerprints` are the expressions that the kernel was seen to hold for a stamp when we had just written it;
 /// a rule with our stamp but other expressions is somebody else's.
 pub fn difference(
+    table: &str,
     observed: Option<&Observed>,
     desired: Option<&Ruleset>,
     fingerprints: &BTreeMap<String, Digest>,
@@ -33,7 +34,7 @@ pub fn difference(
     match (observed, desired) {
         (None, None) => Difference::default(),
         (Some(_), None) => {
-            let at = format!("{} {}", super::FAMILY, super::TABLE);
+            let at = format!("{} {table}", super::FAMILY);
             let mut changes = Changes::default();
             changes.push(Operation::Remove, format!("table {at}"));
             Difference {

@@ -20,7 +20,7 @@ use spillway_core::node::nft::Atom;
 /// Family of our table.
 pub const FAMILY: &str = "inet";
 
-/// Name of our table.
+/// Name of our table unless an operator chose another.
 pub const TABLE: &str = "spillway";
 
 /// The one form that nft prints an atom in: a range that is a prefix as a prefix, a prefix of one address as

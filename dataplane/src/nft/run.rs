@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{Difference, FAMILY, Observed, TABLE, difference, parse};
+use super::{Difference, FAMILY, Observed, difference, parse};
 use crate::{Changes, Error, Result};
 
 /// A transaction of ten thousands of elements takes seconds; one that takes this long is stuck.
@@ -20,16 +20,20 @@ const LIMIT: Duration = Duration::from_secs(60);
 const MESSAGE: usize = 600;
 
 /// Our table, by way of the `nft` program.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Nft {
+    table: String,
     /// Expressions that the kernel was seen to hold for each stamp just after we wrote it.
     fingerprints: BTreeMap<String, Digest>,
 }
 
 impl Nft {
-    /// Nothing known yet.
-    pub fn new() -> Self {
-        Self::default()
+    /// A table of this name, of which nothing is known yet.
+    pub fn new(table: String) -> Self {
+        Self {
+            table,
+            fingerprints: BTreeMap::new(),
+        }
     }
 
     /// Whether nft runs and the kernel answers it.
@@ -40,7 +44,7 @@ impl Nft {
 
     /// The table as the kernel holds it, or `None` when there is none.
     pub async fn observe(&self) -> Result<Option<Observed>> {
-        let output = run(&["-j", "-n", "list", "table", FAMILY, TABLE], None).await?;
+        let output = run(&["-j", "-n", "list", "table", FAMILY, &self.table], None).await?;
         if !output.status.success()
             && String::from_utf8_lossy(&output.stderr).contains("No such file or directory")
         {
@@ -55,8 +59,19 @@ impl Nft {
     }
 
     async fn compare(&self, desired: Option<&Ruleset>) -> Result<Difference> {
+        if let Some(other) = desired.filter(|d| d.family != FAMILY || d.table != self.table) {
+            return Err(Error::Impossible(format!(
+                "table {} {} was asked for, but this kernel was opened for table {FAMILY} {}",
+                other.family, other.table, self.table
+            )));
+        }
         let observed = self.observe().await?;
-        Ok(difference(observed.as_ref(), desired, &self.fingerprints))
+        Ok(difference(
+            &self.table,
+            observed.as_ref(),
+            desired,
+            &self.fingerprints,
+        ))
     }
 
     /// Makes the table as wanted; `None` removes it.

@@ -23,6 +23,8 @@ impl Namespace {
         host(&format!("ip netns add {name}"));
         let namespace = Self { name };
         namespace.run("ip link set lo up");
+        // Link-local addresses are needed for forwarding, and detection would hold them back for a second.
+        namespace.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
         namespace
     }
 
