@@ -4,6 +4,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 
 use crate::{
     node::{
@@ -129,11 +130,15 @@ fn api_addresses(cluster: &ClusterPlan) -> Result<Vec<IpAddr>> {
         machine.ipv6.into(),
     ];
     for range in &cluster.spec.service_ranges {
-        // The API server's own Service always has the range's first address.
-        let first = range.hosts().find(|h| *h != range.network());
-        addresses.push(first.with_context(|| format!("service range {range} has no address"))?);
+        addresses.push(api_service(*range)?);
     }
     Ok(addresses)
+}
+
+/// The address of the API server's own Service: the first of the service range.
+pub fn api_service(range: IpNet) -> Result<IpAddr> {
+    let first = range.hosts().find(|h| *h != range.network());
+    first.with_context(|| format!("service range {range} has no address"))
 }
 
 fn etcd() -> Vec<String> {
@@ -153,7 +158,7 @@ fn etcd() -> Vec<String> {
     .into()
 }
 
-fn joined(ranges: &[ipnet::IpNet]) -> String {
+fn joined(ranges: &[IpNet]) -> String {
     ranges
         .iter()
         .map(ToString::to_string)

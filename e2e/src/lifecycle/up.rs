@@ -1,6 +1,12 @@
 //! Bringing an arena up.
 
-use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
@@ -22,7 +28,7 @@ use crate::{
     provision::Toolbox,
     state::{ArenaSpec, ClusterPlan, Dirs, Plan},
     wait::eventually,
-    wire::{self, address},
+    wire::{self, address, netns},
 };
 
 /// Name of the outside server's machine directory.
@@ -190,6 +196,7 @@ async fn build_cluster(context: &Arc<Context>, plan: &Arc<Plan>, cluster: &Clust
         context.clock.say(&format!("{name}: API server ready"));
         furnish_nodes(&client, cluster).await?;
         nodes_ready(&client, cluster).await?;
+        services_work(cluster).await?;
         context
             .clock
             .say(&format!("{name}: {} node(s) Ready", cluster.nodes.len()));
@@ -297,4 +304,30 @@ async fn nodes_ready(client: &Client, cluster: &ClusterPlan) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Waits until every node reaches the API server's Service: Ready says nothing about kube-proxy.
+async fn services_work(cluster: &ClusterPlan) -> Result<()> {
+    let range = cluster.spec.service_ranges.first().context("no service range")?;
+    let service = SocketAddr::new(control_plane::api_service(*range)?, 443);
+    for node in &cluster.nodes {
+        let ns = &node.machine.netns;
+        eventually(
+            NODES_START,
+            &format!("Services work on {}", node.machine.name),
+            || async {
+                let ns = ns.clone();
+                let connect = move || {
+                    netns::inside(&ns, || {
+                        Ok(TcpStream::connect_timeout(&service, Duration::from_secs(1)).map(drop)?)
+                    })
+                };
+                tokio::task::spawn_blocking(connect)
+                    .await?
+                    .with_context(|| format!("connect to {service}"))
+            },
+        )
+        .await?;
+    }
+    Ok(())
 }
