@@ -59,12 +59,15 @@ impl Connection {
                 wake.changed().await;
                 continue;
             };
-            self.acknowledge_generation();
+            let generation = self.generation();
             if let Some(token) = inputs.token.clone()
                 && refused.as_ref() != Some(&inputs)
                 && !self.leaving()
             {
-                self.progress.edit(|p| p.released = false);
+                self.progress.edit(|p| {
+                    p.generation = generation;
+                    p.released = false;
+                });
                 let outcome = tokio::select! {
                     outcome = enrol::enrol(&inputs.spec, &token, &self.identities, &self.progress) => Some(outcome),
                     () = self.differ(&inputs, identity.as_ref()) => None,
@@ -88,6 +91,7 @@ impl Connection {
             match usable {
                 Ok(stored) => {
                     self.progress.edit(|p| {
+                        p.generation = generation;
                         p.expires = stored.expires();
                         if !token_refused {
                             p.enrolled = enrolled(&inputs.spec.member);
@@ -101,19 +105,22 @@ impl Connection {
                         }
                     }
                 }
+                // Nobody knows this cluster by an identity that it doesn't have.
+                Err(_) if identity.is_none() && self.leaving() => {
+                    self.released(generation);
+                    leave::alone(&self.store).await;
+                    wake.changed().await;
+                }
                 Err(why) => {
                     self.progress.edit(|p| {
+                        p.generation = generation;
                         p.connected = not_enrolled();
                         p.endpoint = None;
+                        p.released = false;
                         if !token_refused {
                             p.enrolled = unusable(why.as_deref());
                         }
                     });
-                    if self.leaving() {
-                        // Nobody knows this cluster by an identity that it doesn't have.
-                        leave::alone(&self.store).await;
-                        self.progress.edit(|p| p.released = identity.is_none());
-                    }
                     wake.changed().await;
                 }
             }
@@ -157,14 +164,14 @@ impl Connection {
             if self.inputs(identity).as_ref() != Some(inputs) {
                 return;
             }
-            self.acknowledge_generation();
+            let generation = self.generation();
+            self.progress.edit(|p| p.generation = generation);
             wake.changed().await;
         }
     }
 
-    fn acknowledge_generation(&self) {
-        let generation = self.hub.get(SINGLETON).and_then(|c| c.metadata.generation);
-        self.progress.edit(|p| p.generation = generation);
+    fn generation(&self) -> Option<i64> {
+        self.hub.get(SINGLETON).and_then(|c| c.metadata.generation)
     }
 
     /// Keeps the link running. Ends only once the hub has let this member go.
@@ -187,9 +194,11 @@ impl Connection {
         let mut running = JoinSet::new();
         running.spawn(link.run(std::future::pending()));
         let ended = async {
-            // The link returns once the member has left; anything else is a broken link.
-            if let Some(Err(error)) = running.join_next().await {
-                tracing::error!(%error, "the link broke");
+            // The link returns once the member has left; a panic in it must not leave a silent agent behind.
+            if let Some(Err(error)) = running.join_next().await
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
             }
         };
         let leaving = leave::when_asked(&self.hub, &handle, &self.store, &self.identities);
@@ -203,16 +212,20 @@ impl Connection {
             () = left => {}
             () = self.observe(&spec.member, &handle) => {}
         }
+        self.released(self.generation());
+    }
+
+    /// This cluster isn't a member any more.
+    fn released(&self, generation: Option<i64>) {
+        let why = "this cluster has left the federation";
         self.progress.edit(|p| {
-            p.released = true;
-            p.endpoint = None;
-            p.expires = None;
-            p.connected = uplink::connected(&ConnectionState::Left, &spec.member);
-            p.enrolled = Verdict::no(
-                ConditionType::Enrolled,
-                "Left",
-                "this cluster has left the federation",
-            );
+            *p = Progress {
+                generation,
+                enrolled: Verdict::no(ConditionType::Enrolled, "Left", why),
+                connected: Verdict::no(ConditionType::Connected, "Left", why),
+                released: true,
+                ..Progress::default()
+            };
         });
     }
 
