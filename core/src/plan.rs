@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -208,43 +209,67 @@ pub fn digest_of<'a>(entries: impl IntoIterator<Item = (&'a ResourceKey, &'a Dig
     Digest(hash.finalize().into())
 }
 
+/// A resource with its key and digest, shared by the plans of all members that get the same one.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Prepared {
+    key: ResourceKey,
+    content: Arc<(Resource, Digest)>,
+}
+
+impl From<Resource> for Prepared {
+    fn from(resource: Resource) -> Self {
+        let digest = Digest::of(&resource.encode());
+        Self {
+            key: resource.key(),
+            content: Arc::new((resource, digest)),
+        }
+    }
+}
+
 /// Everything one member must realise.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Plan {
-    resources: BTreeMap<ResourceKey, (Resource, Digest)>,
+    resources: BTreeMap<ResourceKey, Arc<(Resource, Digest)>>,
+}
+
+impl FromIterator<Prepared> for Plan {
+    /// Of two resources with the same key the later one stays.
+    fn from_iter<I: IntoIterator<Item = Prepared>>(resources: I) -> Self {
+        Self {
+            resources: resources.into_iter().map(|p| (p.key, p.content)).collect(),
+        }
+    }
 }
 
 impl Plan {
     /// A plan of these resources; of two with the same key the later one stays.
     pub fn new(resources: impl IntoIterator<Item = Resource>) -> Self {
-        let resources = resources
-            .into_iter()
-            .map(|r| {
-                let digest = Digest::of(&r.encode());
-                (r.key(), (r, digest))
-            })
-            .collect();
-        Self { resources }
+        resources.into_iter().map(Prepared::from).collect()
     }
 
     /// The plan's digest.
     pub fn digest(&self) -> Digest {
-        digest_of(self.resources.iter().map(|(k, (_, d))| (k, d)))
+        digest_of(self.resources.iter().map(|(k, c)| (k, &c.1)))
     }
 
     /// Resources with their content digests, sorted by key.
     pub fn resources(&self) -> impl Iterator<Item = (&ResourceKey, &Resource, &Digest)> {
-        self.resources.iter().map(|(k, (r, d))| (k, r, d))
+        self.resources.iter().map(|(k, c)| (k, &c.0, &c.1))
     }
 
     /// Content digests by key: what a member remembers of a plan to resume from it.
     pub fn digests(&self) -> BTreeMap<ResourceKey, Digest> {
-        self.resources.iter().map(|(k, (_, d))| (k.clone(), *d)).collect()
+        self.resources.iter().map(|(k, c)| (k.clone(), c.1)).collect()
     }
 
     /// Looks a resource up.
     pub fn get(&self, key: &ResourceKey) -> Option<&Resource> {
-        self.resources.get(key).map(|(r, _)| r)
+        self.resources.get(key).map(|c| &c.0)
+    }
+
+    /// Digest of one resource's content.
+    pub fn content(&self, key: &ResourceKey) -> Option<Digest> {
+        self.resources.get(key).map(|c| c.1)
     }
 
     /// Number of resources.
@@ -273,8 +298,8 @@ impl Delta {
         let upserts = to
             .resources
             .iter()
-            .filter(|(k, (_, d))| from.get(*k) != Some(d))
-            .map(|(k, (r, _))| (k.clone(), r.encode()))
+            .filter(|(k, c)| from.get(*k) != Some(&c.1))
+            .map(|(k, c)| (k.clone(), c.0.encode()))
             .collect();
         let removes = from
             .keys()

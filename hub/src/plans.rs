@@ -1,14 +1,23 @@
 //! Where sessions find their member's plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use spillway_core::plan::Plan;
+use spillway_core::plan::{Digest, Plan};
 use spillway_core::resolve::Resolution;
 use spillway_link::hub::PublishedPlan;
 use tokio::sync::watch;
 
-type Slot = watch::Sender<Option<Arc<PublishedPlan>>>;
+/// Plans of a member that are remembered: one in force is rarely further behind.
+const REMEMBERED: usize = 16;
+
+/// One member's plans.
+#[derive(Default)]
+struct Slot {
+    newest: watch::Sender<Option<Arc<PublishedPlan>>>,
+    /// Published ones, newest last. They share most of their resources.
+    past: VecDeque<(Digest, Arc<Plan>)>,
+}
 
 /// The newest plan of each member.
 #[derive(Default)]
@@ -18,7 +27,14 @@ impl Plans {
     /// Follows one member's plan.
     pub(crate) fn subscribe(&self, member: &str) -> watch::Receiver<Option<Arc<PublishedPlan>>> {
         let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.entry(member.into()).or_default().subscribe()
+        slots.entry(member.into()).or_default().newest.subscribe()
+    }
+
+    /// A plan of the member that was published not long ago.
+    pub(crate) fn past(&self, member: &str, digest: &Digest) -> Option<Arc<Plan>> {
+        let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = &slots.get(member)?.past;
+        past.iter().find(|(d, _)| d == digest).map(|(_, p)| p.clone())
     }
 
     /// Publishes what changed. Members whose plans await an allocation keep the plan they have. `sure` says
@@ -27,18 +43,18 @@ impl Plans {
     pub(crate) fn publish(&self, resolution: &Resolution, sure: bool) -> Vec<String> {
         let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A slot that nobody follows and that has no plan any more would otherwise stay for ever.
-        slots.retain(|name, slot| resolution.plans.contains_key(name) || slot.receiver_count() > 0);
+        slots.retain(|name, slot| resolution.plans.contains_key(name) || slot.newest.receiver_count() > 0);
         let mut changed = Vec::new();
         for (name, slot) in slots.iter_mut() {
             if !resolution.plans.contains_key(name) {
-                slot.send_if_modified(|plan| plan.take().is_some());
+                slot.newest.send_if_modified(|plan| plan.take().is_some());
             }
         }
         for (name, plan) in &resolution.plans {
             if resolution.waiting.contains(name) {
                 continue;
             }
-            if put(slots.entry(name.clone()).or_default(), plan, sure) {
+            if slots.entry(name.clone()).or_default().put(plan, sure) {
                 changed.push(name.clone());
             }
         }
@@ -46,19 +62,23 @@ impl Plans {
     }
 }
 
-fn put(slot: &Slot, plan: &Plan, sure: bool) -> bool {
-    slot.send_if_modified(|held| {
-        let same = held
-            .as_ref()
-            .is_some_and(|h| *h.plan == *plan && h.removal_intended == sure);
-        if !same {
-            *held = Some(Arc::new(PublishedPlan {
-                plan: Arc::new(plan.clone()),
-                removal_intended: sure,
-            }));
+impl Slot {
+    fn put(&mut self, plan: &Plan, sure: bool) -> bool {
+        let held = self.newest.borrow().clone();
+        if held.is_some_and(|h| *h.plan == *plan && h.removal_intended == sure) {
+            return false;
         }
-        !same
-    })
+        let plan = Arc::new(plan.clone());
+        self.past.push_back((plan.digest(), plan.clone()));
+        if self.past.len() > REMEMBERED {
+            self.past.pop_front();
+        }
+        self.newest.send_replace(Some(Arc::new(PublishedPlan {
+            plan,
+            removal_intended: sure,
+        })));
+        true
+    }
 }
 
 #[cfg(test)]
@@ -95,6 +115,8 @@ mod tests {
         assert!(plans.publish(&waiting, true).is_empty());
         assert_eq!(*follower.borrow(), first);
         assert_eq!(plans.publish(&resolution("c"), true), ["a"]);
+        let older = first.expect("published").plan.clone();
+        assert_eq!(plans.past("a", &older.digest()), Some(older));
 
         plans.publish(&Resolution::default(), true);
         assert!(follower.borrow().is_none(), "a member that is gone has no plan");

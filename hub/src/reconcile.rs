@@ -100,7 +100,12 @@ impl Reconciler {
 
     /// Resolution of a large federation takes a while and must not hold up the streams.
     async fn resolve(&self, snapshot: &Snapshot) -> Option<Resolution> {
-        let state = snapshot.state(self.overlay, &self.tunnel);
+        let mut state = snapshot.state(self.overlay, &self.tunnel);
+        for member in &mut state.members {
+            let programmed = member.progress.programmed.as_ref();
+            let digest = programmed.and_then(|d| d.parse().ok());
+            member.in_force = digest.and_then(|d| self.plans.past(&member.name, &d));
+        }
         match tokio::task::spawn_blocking(move || resolve(&state)).await {
             Ok(resolution) => Some(resolution),
             Err(error) => {

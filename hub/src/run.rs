@@ -71,7 +71,7 @@ pub fn start(args: &Args) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        run(args.clone(), client, shutdown).await
+        Box::pin(run(args.clone(), client, shutdown)).await
     })
 }
 

@@ -1,6 +1,7 @@
 //! What resolution reads: the hub's objects without what only the API server needs of them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use spillway_crds::LabelSelector;
@@ -12,6 +13,7 @@ use spillway_crds::hub::{
 use spillway_crds::member::{PolicyRef, Tunnel};
 
 use crate::alloc::OverlayRange;
+use crate::plan::Plan;
 
 /// Everything that resolution reads.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +49,9 @@ pub struct MemberInput {
     pub nodes: Vec<MemberNode>,
     /// How far its plan has come.
     pub progress: PlanProgress,
+    /// The plan that `progress.programmed` is the digest of, where it is still known: it tells which
+    /// policies a newer plan leaves as they are.
+    pub in_force: Option<Arc<Plan>>,
 }
 
 /// A gateway.
@@ -102,6 +107,7 @@ impl From<&Member> for MemberInput {
             overlay: status.overlay,
             nodes: status.nodes,
             progress: status.plan,
+            in_force: None,
         }
     }
 }

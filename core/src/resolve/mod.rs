@@ -148,6 +148,7 @@ pub fn resolve(state: &FederationState) -> Resolution {
     let view = status::View {
         members: &members,
         ids: &ids,
+        plans: &made.plans,
         digests: &digests,
         waiting: &made.waiting,
         gateways: &gateways,

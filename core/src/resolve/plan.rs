@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use spillway_crds::hub::MemberNode;
 use spillway_crds::member::{
     PeerNode, PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec,
-    PlannedThrough,
+    PlannedThrough, PolicyRef,
 };
 
 use super::gateway::{Gateway, Gateways, usable_nodes};
@@ -13,7 +13,7 @@ use super::policy::{Identities, Policies, Policy};
 use super::{FederationState, MemberInput};
 use crate::address::Addresses;
 use crate::alloc::{Egress, MemberBlock};
-use crate::plan::{Plan, Resource};
+use crate::plan::{Plan, Prepared, Resource};
 
 /// Plans, and members whose plans await an allocation.
 pub(super) struct Made {
@@ -73,7 +73,9 @@ pub(super) fn plans<'a>(
         identities,
         usage,
         nodes,
-    };
+        prepared: BTreeMap::new(),
+    }
+    .prepare(policies);
     let plans = blocks
         .iter()
         .map(|(name, block)| ((*name).to_owned(), maker.plan(name, block)))
@@ -89,9 +91,20 @@ struct Maker<'a, 'b> {
     identities: &'b Identities,
     usage: Usage<'a>,
     nodes: BTreeMap<&'a str, BTreeMap<&'a str, &'a MemberNode>>,
+    /// Policies as all their members get them.
+    prepared: BTreeMap<&'a PolicyRef, Prepared>,
 }
 
 impl<'a> Maker<'a, '_> {
+    fn prepare(mut self, policies: &'a Policies<'a>) -> Self {
+        self.prepared = policies
+            .iter()
+            .filter(|p| p.planned())
+            .map(|p| (&p.input.source, Resource::Policy(self.policy(p)).into()))
+            .collect();
+        self
+    }
+
     fn plan(&self, member: &str, block: &MemberBlock) -> Plan {
         let input = self.members[member];
         let id = input.member_id.unwrap_or_default();
@@ -104,7 +117,6 @@ impl<'a> Maker<'a, '_> {
             tunnel: self.state.tunnel.clone(),
         })];
         let own = self.usage.policies.get(member).map_or(&[][..], Vec::as_slice);
-        resources.extend(own.iter().map(|p| self.policy(p)).map(Resource::Policy));
         let mut peers: BTreeMap<&str, BTreeMap<&str, &MemberNode>> = BTreeMap::new();
         for gateway in self.gateways.iter().filter(|g| g.usable) {
             let name = gateway.input.name.as_str();
@@ -134,7 +146,10 @@ impl<'a> Maker<'a, '_> {
                 .into_iter()
                 .map(|(name, nodes)| Resource::Peer(self.peer(name, nodes))),
         );
-        Plan::new(resources)
+        let own = own
+            .iter()
+            .filter_map(|p| self.prepared.get(&p.input.source).cloned());
+        resources.into_iter().map(Prepared::from).chain(own).collect()
     }
 
     fn policy(&self, policy: &Policy<'a>) -> PlannedPolicySpec {

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use spillway_crds::condition::{ConditionType, Verdict};
-use spillway_crds::hub::ResolvedEgress;
+use spillway_crds::hub::{Refusal, ResolvedEgress};
 use spillway_crds::member::PolicyRef;
 
 use super::gateway::{Gateway, Gateways};
 use super::policy::{Identities, Policies, Policy};
 use super::{Fault, GatewayOutcome, MemberInput, PolicyOutcome};
-use crate::plan::Digest;
+use crate::plan::{Digest, Plan, ResourceKey, ResourceKind};
 
 /// Faults that one message lists; the rest shows once these are mended.
 const MAX_FAULTS: usize = 8;
@@ -20,6 +20,7 @@ const MAX_NAMES: usize = 5;
 pub(super) struct View<'a, 'b> {
     pub(super) members: &'b BTreeMap<&'a str, &'a MemberInput>,
     pub(super) ids: &'b BTreeMap<&'a str, u16>,
+    pub(super) plans: &'b BTreeMap<String, Plan>,
     pub(super) digests: &'b BTreeMap<&'b str, Digest>,
     pub(super) waiting: &'b BTreeSet<String>,
     pub(super) gateways: &'b Gateways<'a>,
@@ -52,7 +53,7 @@ impl View<'_, '_> {
                 "the federation already has 4095 members; remove one that is gone",
             )
         };
-        let programmed = match self.progress(name) {
+        let programmed = match self.progress(name, None) {
             Progress::Programmed => Verdict::yes(ConditionType::Programmed, "Programmed", ""),
             Progress::Pending => Verdict::no(
                 ConditionType::Programmed,
@@ -96,7 +97,8 @@ impl View<'_, '_> {
                 "nodes are selected, but none of them is ready",
             );
         }
-        self.programmed(gateway.hosts.keys().copied()).0
+        let key = key(ResourceKind::Gateway, &gateway.input.name);
+        self.programmed(gateway.hosts.keys().copied(), &[key]).0
     }
 
     pub(super) fn policies(&self) -> BTreeMap<PolicyRef, PolicyOutcome> {
@@ -126,15 +128,22 @@ impl View<'_, '_> {
             })
             .collect();
         let selected = policy.selected.iter().copied();
-        let (verdict, programmed) = self.programmed(selected);
+        let (verdict, programmed) = self.programmed(selected, &self.needs(policy));
         let refused = verdict.reason == "Refused";
         let available = policy
             .through
             .iter()
             .filter_map(|e| self.gateways.get(&e.gateway))
             .any(|g| !g.order.is_empty());
+        let awaited = policy.through.iter().any(|e| self.identities.awaited(e));
         let verdict = if !faults.is_empty() {
             invalid()
+        } else if awaited {
+            Verdict::no(
+                ConditionType::Programmed,
+                "Pending",
+                "its identity is being recorded",
+            )
         } else if policy.selected.is_empty() {
             Verdict::no(
                 ConditionType::Programmed,
@@ -158,11 +167,33 @@ impl View<'_, '_> {
         }
     }
 
-    /// `Programmed` over some members, and how many of them have their newest plan.
-    fn programmed<'m>(&self, members: impl Iterator<Item = &'m str>) -> (Verdict, u32) {
+    /// What a policy's packets depend on in the plans of the members it selects.
+    fn needs(&self, policy: &Policy<'_>) -> Vec<ResourceKey> {
+        let mut needs = vec![
+            ResourceKey::policy(&policy.input.source),
+            key(ResourceKind::Member, spillway_crds::SINGLETON),
+        ];
+        for gateway in policy
+            .through
+            .iter()
+            .filter_map(|e| self.gateways.get(&e.gateway))
+        {
+            needs.push(key(ResourceKind::Gateway, &gateway.input.name));
+            needs.extend(gateway.hosts.keys().map(|host| key(ResourceKind::Peer, host)));
+        }
+        needs
+    }
+
+    /// `Programmed` over some members, and how many of them have these resources as they are in the
+    /// newest plan.
+    fn programmed<'m>(
+        &self,
+        members: impl Iterator<Item = &'m str>,
+        needs: &[ResourceKey],
+    ) -> (Verdict, u32) {
         let (mut done, mut pending, mut refused) = (0, Vec::new(), Vec::new());
         for member in members {
-            match self.progress(member) {
+            match self.progress(member, Some(needs)) {
                 Progress::Programmed => done += 1,
                 Progress::Pending => pending.push(member),
                 Progress::Refused(why) => refused.push(format!("{member}: {why}")),
@@ -187,24 +218,46 @@ impl View<'_, '_> {
         (verdict, done)
     }
 
-    fn progress(&self, member: &str) -> Progress {
-        let Some(current) = self.digests.get(member).map(Digest::to_string) else {
+    /// How a member stands to its newest plan as a whole, or to these resources of it.
+    fn progress(&self, member: &str, needs: Option<&[ResourceKey]>) -> Progress {
+        let (Some(plan), Some(current)) = (self.plans.get(member), self.digests.get(member)) else {
             return Progress::Pending;
         };
-        let progress = &self.members[member].progress;
-        if let Some(refusal) = progress.refusal.as_ref().filter(|r| r.digest == current) {
-            let why = if refusal.resource.is_empty() {
-                refusal.reason.clone()
-            } else {
-                format!("{}: {}", refusal.resource, refusal.reason)
-            };
-            return Progress::Refused(why);
+        let current = current.to_string();
+        let input = self.members[member];
+        let waiting = self.waiting.contains(member);
+        if input.progress.programmed.as_ref() == Some(&current) && !waiting {
+            return Progress::Programmed;
         }
-        if progress.programmed.as_ref() == Some(&current) && !self.waiting.contains(member) {
-            Progress::Programmed
-        } else {
-            Progress::Pending
+        if let (Some(needs), Some(old)) = (needs, &input.in_force)
+            && needs.iter().all(|key| old.content(key) == plan.content(key))
+        {
+            return Progress::Programmed;
         }
+        match &input.progress.refusal {
+            Some(refusal) if refusal.digest == current => refused(refusal, needs),
+            _ => Progress::Pending,
+        }
+    }
+}
+
+/// A refusal that names a resource concerns what depends on it; the rest of the plan merely waits.
+fn refused(refusal: &Refusal, needs: Option<&[ResourceKey]>) -> Progress {
+    let resource = &refusal.resource;
+    let concerned = needs.is_none_or(|keys| keys.iter().any(|k| k.to_string() == *resource));
+    if resource.is_empty() {
+        Progress::Refused(refusal.reason.clone())
+    } else if concerned {
+        Progress::Refused(format!("{resource}: {}", refusal.reason))
+    } else {
+        Progress::Pending
+    }
+}
+
+fn key(kind: ResourceKind, name: &str) -> ResourceKey {
+    ResourceKey {
+        kind,
+        name: name.into(),
     }
 }
 
