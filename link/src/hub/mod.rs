@@ -31,6 +31,8 @@ pub struct HubConfig {
     /// How long after its end a member's certificate still serves to renew itself (and for nothing
     /// else), so that clusters survive a hub or themselves being down for longer than a lifetime.
     pub renewal_grace: Duration,
+    /// Longest life of a connection without a certificate. Joining takes seconds.
+    pub anonymous_limit: Duration,
     /// Time between the hub's pings.
     pub ping_interval: Duration,
     /// A member silent for this long is cut off.
@@ -50,6 +52,7 @@ impl HubConfig {
             member_lifetime: Duration::from_secs(24 * 3600),
             server_lifetime: Duration::from_secs(7 * 24 * 3600),
             renewal_grace: Duration::from_secs(30 * 24 * 3600),
+            anonymous_limit: Duration::from_secs(60),
             ping_interval: Duration::from_secs(10),
             silence_limit: Duration::from_secs(30),
             revocation_interval: Duration::from_secs(1),

@@ -23,12 +23,14 @@ use crate::pki::{CertificateAuthority, CertificateInfo, RequestedKey, Serial};
 use crate::proto::enrollment_server::EnrollmentServer;
 use crate::proto::link_server::{Link, LinkServer};
 use crate::proto::{self, HubMessage, MemberMessage};
-use crate::tls::{self, Endpoint};
+use crate::tls::{self, Accepted, Endpoint};
 
 /// Messages between a session and its connection. Small: what waits here can't be replaced by newer.
 const QUEUE: usize = 4;
 /// Streams and calls a connection may have open at once; a member needs two.
 const STREAMS: u32 = 8;
+/// Largest message of a caller without a certificate: a token and a request.
+const STRANGERS_MESSAGE: usize = 64 << 10;
 /// Longest wait for sessions to tell the backend of their end.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -50,33 +52,50 @@ pub async fn serve(
     let config = Arc::new(config);
     let ending = CancellationToken::new();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
-    let service = LinkService {
+    let anonymous_limit = config.anonymous_limit;
+    let link = Arc::new(LinkService {
         authority: authority.clone(),
         config: config.clone(),
         backend: backend.clone(),
         registry: Arc::new(Registry::default()),
         sessions: AtomicU64::new(0),
         shutdown: ending.clone(),
-        alive,
-    };
+        alive: alive.downgrade(),
+    });
     let enrollment = EnrollService::new(authority, config, backend);
 
-    let (accepted, incoming) = mpsc::channel(QUEUE);
+    let (member, members) = mpsc::channel(QUEUE);
+    let (stranger, strangers) = mpsc::channel(QUEUE);
+    let accepted = Accepted {
+        members: member,
+        anonymous: stranger,
+    };
     let accepting = tokio::spawn(tls::accept(listener, endpoint.clone(), accepted));
-    let server = Server::builder()
+    let for_members = Server::builder()
         .max_concurrent_streams(STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(64 << 10))
         .add_service(
-            LinkServer::new(service)
+            LinkServer::from_arc(link.clone())
                 .max_decoding_message_size(MESSAGE_LIMIT)
                 .max_encoding_message_size(MESSAGE_LIMIT),
         )
         .serve_with_incoming_shutdown(
-            ReceiverStream::new(incoming).map(Ok::<_, std::io::Error>),
+            ReceiverStream::new(members).map(Ok::<_, std::io::Error>),
             ending.clone().cancelled_owned(),
         );
+    // Strangers get little room and little time. The link's service is there to tell them why not.
+    let for_strangers = Server::builder()
+        .max_concurrent_streams(1)
+        .max_connection_age(anonymous_limit)
+        .max_connection_age_grace(anonymous_limit)
+        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(STRANGERS_MESSAGE))
+        .add_service(LinkServer::from_arc(link).max_decoding_message_size(STRANGERS_MESSAGE))
+        .serve_with_incoming_shutdown(
+            ReceiverStream::new(strangers).map(Ok::<_, std::io::Error>),
+            ending.clone().cancelled_owned(),
+        );
+    let server = async { tokio::try_join!(for_members, for_strangers).map(drop) };
     let mut server = std::pin::pin!(server);
     let result = tokio::select! {
         result = &mut server => result,
@@ -89,6 +108,7 @@ pub async fn serve(
     };
     ending.cancel();
     accepting.abort();
+    drop(alive);
     let _ = tokio::time::timeout(GOODBYE, all_ended.recv()).await;
     Ok(result?)
 }
@@ -100,8 +120,8 @@ struct LinkService {
     registry: Arc<Registry>,
     sessions: AtomicU64,
     shutdown: CancellationToken,
-    /// Dropped with the last session.
-    alive: mpsc::Sender<()>,
+    /// Every session holds a strong one; the end of the last is how the endpoint knows that all ended.
+    alive: mpsc::WeakSender<()>,
 }
 
 impl LinkService {
@@ -175,6 +195,10 @@ impl Link for LinkService {
             );
             return Err(status);
         }
+        let alive = self
+            .alive
+            .upgrade()
+            .ok_or_else(|| Status::unavailable("this hub replica shuts down"))?;
         let (outbound, stream) = mpsc::channel(QUEUE);
         let context = Context {
             config: self.config.clone(),
@@ -186,7 +210,6 @@ impl Link for LinkService {
             inbound: request.into_inner(),
             outbound,
         };
-        let alive = self.alive.clone();
         tokio::spawn(async move {
             session::run(context, info, wires).await;
             drop(alive);

@@ -6,7 +6,7 @@ mod server;
 mod verify;
 
 pub(crate) use client::{DialError, Trust, dial};
-pub(crate) use server::{Endpoint, accept};
+pub(crate) use server::{Accepted, Endpoint, accept};
 pub(crate) use verify::PinOutcome;
 
 use std::sync::Arc;

@@ -90,12 +90,16 @@ fn config(
     Ok(config)
 }
 
-/// Accepts connections and sends those on whose handshake succeeded, until nobody wants them any more.
-pub(crate) async fn accept(
-    listener: TcpListener,
-    endpoint: Arc<Endpoint>,
-    out: mpsc::Sender<TlsStream<TcpStream>>,
-) {
+/// Where connections go whose handshake succeeded.
+pub(crate) struct Accepted {
+    /// Those that showed a member's certificate.
+    pub(crate) members: mpsc::Sender<TlsStream<TcpStream>>,
+    /// Those that showed none.
+    pub(crate) anonymous: mpsc::Sender<TlsStream<TcpStream>>,
+}
+
+/// Accepts connections, until nobody wants them any more.
+pub(crate) async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, out: Accepted) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
         // The slot comes first, so that a flood waits in the kernel's backlog and not in our memory.
@@ -103,7 +107,7 @@ pub(crate) async fn accept(
             return;
         };
         let accepted = tokio::select! {
-            () = out.closed() => return,
+            () = out.members.closed() => return,
             accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {
@@ -116,12 +120,14 @@ pub(crate) async fn accept(
             }
         };
         let acceptor = TlsAcceptor::from(endpoint.current.load_full());
-        let out = out.clone();
+        let (members, anonymous) = (out.members.clone(), out.anonymous.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
                     drop(slot);
+                    let known = stream.get_ref().1.peer_certificates().is_some();
+                    let out = if known { members } else { anonymous };
                     let _ = out.send(stream).await;
                 }
                 Ok(Err(e)) => debug!(%peer, error = %e, "a TLS handshake failed"),

@@ -1,16 +1,19 @@
 //! Who gets in, and who is thrown out again.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rustls::HandshakeKind;
 use spillway_link::hub::HubConfig;
 use spillway_link::member::{ConnectionState, DisconnectReason};
 use spillway_link::pki::{CertificateAuthority, MemberIdentity, Secret};
+use tokio::io::AsyncReadExt as _;
 use tonic::Code;
 
-use crate::common::raw::{RawMember, hello};
-use crate::common::{DAY, Hub, HubEvent, Member, identity, plan, quick_config};
+use crate::common::raw::{RawMember, client_config, connect, hello, tls};
+use crate::common::{DAY, Hub, HubEvent, Member, identity, plan, quick_config, within};
 
 fn reason(state: &ConnectionState) -> Option<DisconnectReason> {
     match state {
@@ -208,4 +211,40 @@ async fn the_endpoints_certificate_is_replaced_while_it_runs() {
         .await
         .unwrap();
     hub.connected("fra-1").await;
+}
+
+#[tokio::test]
+async fn nothing_older_than_tls_1_3_and_no_resumption() {
+    let hub = Hub::start().await;
+    let ca = hub.authority.certificate_pem();
+    let old = Arc::new(client_config(&rustls::version::TLS12, ca, None));
+    assert!(connect(hub.address, old).await.is_err());
+
+    let identity = hub.identity("fra-1");
+    let new = Arc::new(client_config(&rustls::version::TLS13, ca, Some(&identity)));
+    for _ in 0..2 {
+        let mut tls = connect(hub.address, new.clone()).await.unwrap();
+        // The server's first words come after any ticket it would send.
+        within("the server's settings", tls.read_u8()).await.unwrap();
+        assert_eq!(tls.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    }
+}
+
+#[tokio::test]
+async fn strangers_may_not_stay() {
+    let config = HubConfig {
+        anonymous_limit: Duration::from_millis(300),
+        ..quick_config()
+    };
+    let mut hub = Hub::start_with(config).await;
+    let ca = hub.authority.certificate_pem().to_owned();
+    let fra = hub.identity("fra-1");
+    let _member = RawMember::connect(hub.address, &ca, Some(&fra), hello())
+        .await
+        .unwrap();
+    hub.connected("fra-1").await;
+    let mut idle = tls(hub.address, &ca, None).await.unwrap();
+    let mut heard = Vec::new();
+    let _ = within("the end of the connection", idle.read_to_end(&mut heard)).await;
+    assert!(hub.events.try_recv().is_err(), "the member stays");
 }

@@ -230,9 +230,9 @@ impl Hub {
         });
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve(listener, authority.clone(), config, store.clone(), async {
+        let serving = Box::pin(serve(listener, authority.clone(), config, store.clone(), async {
             let _ = stopped.await;
-        });
+        }));
         let task = tokio::spawn(async move { serving.await.unwrap() });
         Self {
             authority,

@@ -15,6 +15,7 @@ use spillway_link::proto::{self, HubMessage, MemberMessage, hub_message, member_
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -34,12 +35,32 @@ fn key(pem: &Secret) -> PrivateKeyDer<'static> {
     PrivateKeyDer::from_pem_slice(pem.expose().as_bytes()).unwrap()
 }
 
-/// A channel to the hub with this identity, or with none.
-pub async fn channel(hub: SocketAddr, ca_pem: &str, identity: Option<&MemberIdentity>) -> Channel {
+/// A TLS connection to the hub with this identity, or with none.
+pub async fn tls(
+    hub: SocketAddr,
+    ca_pem: &str,
+    identity: Option<&MemberIdentity>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let config = client_config(&rustls::version::TLS13, ca_pem, identity);
+    connect(hub, Arc::new(config)).await
+}
+
+pub async fn connect(hub: SocketAddr, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(hub).await?;
+    let name = ServerName::try_from("hub.spillway.internal").unwrap();
+    TlsConnector::from(config).connect(name, tcp).await
+}
+
+/// TLS settings of a client, with resumption as rustls has it by default.
+pub fn client_config(
+    version: &'static rustls::SupportedProtocolVersion,
+    ca_pem: &str,
+    identity: Option<&MemberIdentity>,
+) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(chain(ca_pem).remove(0)).unwrap();
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(&[version])
         .unwrap()
         .with_root_certificates(roots);
     let mut config = match identity {
@@ -49,12 +70,12 @@ pub async fn channel(hub: SocketAddr, ca_pem: &str, identity: Option<&MemberIden
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let tcp = TcpStream::connect(hub).await.unwrap();
-    let name = ServerName::try_from("hub.spillway.internal").unwrap();
-    let tls = TlsConnector::from(Arc::new(config))
-        .connect(name, tcp)
-        .await
-        .unwrap();
+    config
+}
+
+/// A channel to the hub with this identity, or with none.
+pub async fn channel(hub: SocketAddr, ca_pem: &str, identity: Option<&MemberIdentity>) -> Channel {
+    let tls = tls(hub, ca_pem, identity).await.unwrap();
     let once = Arc::new(Mutex::new(Some(TokioIo::new(tls))));
     let connector = tower::service_fn(move |_: http::Uri| {
         let stream = once.lock().unwrap().take();
