@@ -132,9 +132,9 @@ impl<K: Kernel> Agent<K> {
                 }
             };
             tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
-                changed = drift.changed() => {
-                    if changed.is_err() {
+                event = changes.changed() => if event.is_err() { return },
+                event = drift.changed() => {
+                    if event.is_err() {
                         return;
                     }
                     let now = drift.borrow_and_update().clone();
@@ -183,9 +183,10 @@ impl<K: Kernel> Agent<K> {
     /// Logs what is being waited for when it changes.
     fn note(&mut self, waiting: Option<Waiting>) {
         if self.waiting != waiting {
-            match &waiting {
-                Some(waiting) => tracing::info!(node = self.held.node, %waiting, "what is programmed stays"),
-                None => tracing::debug!(node = self.held.node, "the plan is complete"),
+            if let Some(waiting) = &waiting {
+                tracing::info!(node = self.held.node, %waiting, "what is programmed stays");
+            } else {
+                tracing::debug!(node = self.held.node, "the plan is complete");
             }
             self.waiting = waiting;
         }
@@ -354,8 +355,8 @@ fn log(
         .as_ref()
         .map_or("", |p| p.digest.get(..12).unwrap_or(&p.digest));
     let (pods, classes) = (desired.flows.pods.len(), desired.flows.classes.len());
-    let (changed, cut) = (changes.len(), cut.copied().unwrap_or(0));
-    if changed == 0 && cut == 0 {
+    let (count, cut) = (changes.len(), cut.copied().unwrap_or(0));
+    if count == 0 && cut == 0 {
         tracing::debug!(
             node = inputs.node,
             plan,
@@ -370,7 +371,7 @@ fn log(
             plan,
             pods,
             classes,
-            changed,
+            changed = count,
             cut,
             micros,
             "applied"

@@ -62,10 +62,10 @@ where
 impl Cluster {
     /// Starts to watch, as node `node`.
     pub(crate) fn watch(client: &Client, node: &str) -> Self {
-        let (changed, changes) = watch::channel(0);
+        let (counter, changes) = watch::channel(0);
         let any = watcher::Config::default;
         let mine = any().fields(&format!("spec.nodeName={node}"));
-        let c = &changed;
+        let c = &counter;
         Self {
             pods: mirror("Pod", all(client), mine, c, |p: &KubePod| pods::reduce(p)),
             namespaces: mirror_metadata::<Namespace, _>("Namespace", Api::all(client.clone()), c, |m| {
@@ -143,13 +143,13 @@ impl Cluster {
 
 /// Watches this node's own EgressNode.
 pub(crate) fn watch_own(client: &Client, node: &str) -> (Mirror<Own>, watch::Receiver<u64>) {
-    let (changed, changes) = watch::channel(0);
+    let (counter, changes) = watch::channel(0);
     let select = watcher::Config::default().fields(&format!("metadata.name={node}"));
     let own = mirror(
         "EgressNode (own)",
         all(client),
         select,
-        &changed,
+        &counter,
         |o: &EgressNode| Own {
             generation: o.metadata.generation,
             status: o.status.clone(),

@@ -142,7 +142,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    fn planned<S: Clone>(spec: &S, resource: Resource) -> (String, Planned<S>) {
+    fn planned<S: Clone>(spec: &S, resource: &Resource) -> (String, Planned<S>) {
         let planned = Planned {
             spec: spec.clone(),
             digest: Some(Digest::of(&resource.encode())),
@@ -166,21 +166,21 @@ pub(crate) mod tests {
                 epoch: 1,
                 teardown: false,
             }),
-            members: [planned(&plan.member, Resource::Member(plan.member.clone()))].into(),
+            members: [planned(&plan.member, &Resource::Member(plan.member.clone()))].into(),
             peers: plan
                 .peers
                 .iter()
-                .map(|p| planned(p, Resource::Peer(p.clone())))
+                .map(|p| planned(p, &Resource::Peer(p.clone())))
                 .collect(),
             gateways: plan
                 .gateways
                 .iter()
-                .map(|g| planned(g, Resource::Gateway(g.clone())))
+                .map(|g| planned(g, &Resource::Gateway(g.clone())))
                 .collect(),
             policies: plan
                 .policies
                 .iter()
-                .map(|p| planned(p, Resource::Policy(p.clone())))
+                .map(|p| planned(p, &Resource::Policy(p.clone())))
                 .collect(),
             nodes: inputs.nodes,
             network: Some(inputs.network),

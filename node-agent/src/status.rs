@@ -111,9 +111,9 @@ pub(crate) async fn keep(client: Client, node: String, mut reports: watch::Recei
             }
         };
         tokio::select! {
-            changed = reports.changed() => if changed.is_err() { return },
+            event = reports.changed() => if event.is_err() { return },
             // Our own write comes back as a change too, and then there is nothing left to say.
-            changed = changes.changed() => if changed.is_err() { return },
+            event = changes.changed() => if event.is_err() { return },
             () = again => {}
         }
     }
