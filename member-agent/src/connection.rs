@@ -93,6 +93,10 @@ impl Connection {
                     self.progress.edit(|p| {
                         p.generation = generation;
                         p.expires = stored.expires();
+                        p.connected = uplink::connected(
+                            &ConnectionState::Connecting { reason: None },
+                            &inputs.spec.member,
+                        );
                         if !token_refused {
                             p.enrolled = enrolled(&inputs.spec.member);
                         }
@@ -244,7 +248,9 @@ impl Connection {
                 } => (Some(endpoint.clone()), refused.clone(), acknowledged.is_some()),
                 _ => (None, None, false),
             };
-            tracing::info!(member, reason = verdict.reason, message = verdict.message, "link");
+            if self.progress.get().connected != verdict {
+                tracing::info!(member, reason = verdict.reason, message = verdict.message, "link");
+            }
             self.progress.edit(|p| {
                 p.connected = verdict;
                 p.endpoint = endpoint;

@@ -149,7 +149,14 @@ impl Controller {
             // Before the write: where only its answer is lost, the address is taken all the same.
             self.recorded.insert(name.clone(), spec.overlay.clone());
             api::apply(&api, &format!("writing EgressNode {name}"), name, &object).await?;
-            tracing::info!(node = name, overlay = ?spec.overlay, underlay = ?spec.underlay, "node recorded");
+            tracing::info!(
+                node = name,
+                overlay = spec.overlay.ipv4.as_deref(),
+                overlay6 = spec.overlay.ipv6.as_deref(),
+                underlay = spec.underlay.ipv4.as_deref(),
+                underlay6 = spec.underlay.ipv6.as_deref(),
+                "node recorded"
+            );
         }
         Ok(())
     }

@@ -16,13 +16,15 @@ use spillway_crds::{DIGEST_ANNOTATION, SINGLETON};
 
 use super::contents::{Contents, Entry};
 use super::store::Store;
-use crate::api::Failure;
 use crate::control::Wake;
 use crate::mirror::{Mirror, Objects, mirror};
 use crate::tasks::Tasks;
 
 /// Our own writes come back through the watch; only what still differs after this time was somebody else.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// A repair that the API server refused is tried again after this time, change or not.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// What the API server holds of the plan.
 #[derive(Clone)]
@@ -157,7 +159,8 @@ fn drift(contents: &Contents, seen: &Seen) -> (BTreeSet<ResourceKey>, bool) {
 pub(crate) async fn repair(store: Arc<Store>, mirrors: PlanMirrors) {
     let mut wake = mirrors.wake();
     loop {
-        wake.changed().await;
+        // Timed out or not: it is time to look.
+        let _ = tokio::time::timeout(AGAIN, wake.changed()).await;
         tokio::time::sleep(SETTLE).await;
         let Some(seen) = mirrors.seen() else { continue };
         let (keys, head) = drift(&store.contents(), &seen);
@@ -171,9 +174,8 @@ pub(crate) async fn repair(store: Arc<Store>, mirrors: PlanMirrors) {
             count = keys.len(),
             "somebody else changed planned objects; putting them back"
         );
-        if let Err(error @ (Failure::Refused { .. } | Failure::Away { .. })) = store.restore(keys, head).await
-        {
-            tracing::error!(%error, "planned objects can't be put back; the next change is the next try");
+        if let Err(error) = store.restore(keys, head).await {
+            tracing::error!(%error, "planned objects can't be put back; trying again later");
         }
     }
 }

@@ -231,6 +231,8 @@ impl Store {
     async fn remove_or_say(&self, key: &ResourceKey) {
         if let Err(error) = self.remove(key).await {
             tracing::error!(resource = %key, %error, "an object that left the plan stays; nodes wait for it to go");
+            // It isn't part of the plan any more; the repair loop tries again to delete what isn't.
+            self.edit(|contents| drop(contents.entries.remove(key)));
         }
     }
 
