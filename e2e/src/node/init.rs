@@ -39,7 +39,7 @@ fn read_spec(file: &Path) -> Result<MachineSpec> {
     serde_json::from_slice(&bytes).with_context(|| format!("parse {}", file.display()))
 }
 
-/// Makes the namespaces, starts init in them, writes down which process it is, and reports `up` on standard output.
+/// Makes a pid namespace, starts init in it, writes down which process it is, and reports `up` on standard output.
 #[expect(
     clippy::print_stdout,
     reason = "the word is the protocol between this process and the one that boots machines"
@@ -47,8 +47,7 @@ fn read_spec(file: &Path) -> Result<MachineSpec> {
 pub fn boot(file: &Path) -> Result<()> {
     let spec = read_spec(file)?;
     let me = std::env::current_exe()?;
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS)
-        .context("make namespaces (this needs root)")?;
+    unshare(CloneFlags::CLONE_NEWPID).context("make a pid namespace (this needs root)")?;
     let mut child = Command::new(me)
         .args(["internal", "init"])
         .arg(file)
@@ -93,6 +92,9 @@ pub fn init(file: &Path) -> Result<()> {
     let spec = Arc::new(read_spec(file)?);
     // Logs are outside the machine's root, so a handle is taken before the door closes.
     let logs = Arc::new(fs::File::open(&spec.logs).with_context(|| format!("open {}", spec.logs.display()))?);
+    // Not earlier, in `boot`: changing the root moves every process of the mount namespace, and `boot` has yet to read
+    // and write outside.
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS).context("make namespaces")?;
     sethostname(&spec.name)?;
     root::enter(&spec)?;
     // A session of its own: a Ctrl-C at the terminal that started the arena must not reach it.
