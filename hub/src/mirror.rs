@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 const WATCH_SECONDS: u32 = 30;
 /// Waits between attempts to reach the API server.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Names an object of a kind.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]

@@ -11,6 +11,9 @@ use super::{Allocations, Fault, FederationState, MemberInput, PolicyInput};
 use crate::address::{Addresses, parse_prefix};
 use crate::alloc::{self, Egress};
 
+/// Identities that one gateway's status has room for.
+const MAX_RECORDS: usize = 4096;
+
 /// All policies.
 pub(super) struct Policies<'a> {
     by_source: BTreeMap<&'a PolicyRef, Policy<'a>>,
@@ -75,7 +78,8 @@ impl<'a> Policies<'a> {
     pub(super) fn identities(&self, gateways: &Gateways<'a>, allocations: &mut Allocations) -> Identities {
         let wanted: BTreeSet<_> = self.iter().flat_map(|p| p.through.iter().cloned()).collect();
         let recorded = gateways.recorded();
-        let given = alloc::identities(recorded.iter().map(|(e, id)| (e, *id)), &wanted);
+        let room = within_bounds(&wanted, &recorded);
+        let given = alloc::identities(recorded.iter().map(|(e, id)| (e, *id)), &room);
         for gateway in gateways.iter() {
             let name = &gateway.input.name;
             let mut list: Vec<_> = given
@@ -99,6 +103,23 @@ impl<'a> Policies<'a> {
                 .collect(),
         }
     }
+}
+
+/// What fits into every gateway's list of records; what is recorded comes first. A list that the API
+/// server refuses would hold up every policy of the gateway.
+fn within_bounds(wanted: &BTreeSet<Egress>, recorded: &[(Egress, u16)]) -> BTreeSet<Egress> {
+    let known: BTreeSet<_> = recorded.iter().map(|(e, _)| e).collect();
+    let (old, new): (Vec<_>, Vec<_>) = wanted.iter().partition(|e| known.contains(e));
+    let mut used: BTreeMap<&str, usize> = BTreeMap::new();
+    old.into_iter()
+        .chain(new)
+        .filter(|e| {
+            let used = used.entry(&e.gateway).or_default();
+            *used += 1;
+            *used <= MAX_RECORDS
+        })
+        .cloned()
+        .collect()
 }
 
 impl<'a> Policy<'a> {

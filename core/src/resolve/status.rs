@@ -113,7 +113,7 @@ impl View<'_, '_> {
         if policy.through.iter().any(|e| self.identities.exhausted(e)) {
             faults.push(Fault::new(
                 "IdentitiesExhausted",
-                "all 65535 identities are in use; let policies share egress IPs",
+                "no identity is left (65535 in all, 4096 a gateway); let policies share egress IPs",
             ));
         }
         let egress = policy

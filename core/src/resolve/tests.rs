@@ -288,6 +288,33 @@ fn policies_with_the_same_egress_share_an_identity() {
 }
 
 #[test]
+fn a_gateway_that_is_full_refuses_only_what_is_new() {
+    let mut state = typical();
+    state.gateways[0].spec.addresses.ipv4 = vec!["203.0.0.0/16".into()];
+    state.policies = (0..4097u16)
+        .map(|i| {
+            let mut policy = policy(&format!("p{i:04}"), &[("name", "shop")], &["frankfurt"]);
+            policy.through[0].egress_ip = Some(AddressPair {
+                ipv4: Some(format!("203.0.{}.{}", i / 256, i % 256)),
+                ipv6: None,
+            });
+            policy
+        })
+        .collect();
+    let last = state.policies.pop().expect("4097 of them");
+    settle(&mut state);
+    state.policies.insert(0, last.clone());
+    let r = settle(&mut state);
+    assert_eq!(state.gateways[0].identities.len(), 4096);
+    assert_eq!(
+        verdict(&r, &last, ConditionType::Accepted).1,
+        "IdentitiesExhausted"
+    );
+    assert!(verdict(&r, &state.policies[1], ConditionType::Accepted).0);
+    assert!(r.waiting.is_empty());
+}
+
+#[test]
 fn what_is_not_recorded_is_not_planned_and_whoever_it_concerns_waits() {
     let mut state = typical();
     settle(&mut state);
