@@ -15,7 +15,13 @@ fn path(name: &str) -> Result<PathBuf> {
     {
         return Err(Error::Impossible(format!("{name} is no kernel setting")));
     }
-    Ok(PathBuf::from("/proc/sys").join(name))
+    Ok(root().join(name))
+}
+
+/// A container's own /proc/sys is read-only. Its deployment mounts the host's elsewhere, writable, and names the
+/// place in `SPILLWAY_PROC_SYS`; below `net` it shows the namespace of whoever reads it all the same.
+fn root() -> PathBuf {
+    std::env::var_os("SPILLWAY_PROC_SYS").map_or_else(|| PathBuf::from("/proc/sys"), PathBuf::from)
 }
 
 fn words(text: &str) -> Vec<&str> {
