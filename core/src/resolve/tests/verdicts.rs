@@ -1,0 +1,124 @@
+//! What users are told.
+
+use std::sync::Arc;
+
+use spillway_crds::hub::Refusal;
+
+use super::*;
+
+#[test]
+fn selectors_that_match_nothing_are_said_plainly() {
+    let mut state = typical();
+    state.policies[0].members = select(&[("name", "nobody")]);
+    state.gateways[1].spec.nodes[0].selector = select(&[("no", "node")]);
+    for node in &mut state.members[0].nodes {
+        node.ready = false;
+    }
+    state.members[1].nodes[0].ready = false;
+    state
+        .policies
+        .push(policy("second", &[("name", "shop")], &["frankfurt"]));
+    let r = settle(&mut state);
+    assert_eq!(
+        verdict(&r, &state.policies[0], ConditionType::Programmed).1,
+        "NoMemberSelected"
+    );
+    assert!(verdict(&r, &state.policies[0], ConditionType::Accepted).0);
+    assert_eq!(
+        gateway_verdict(&r, "paris", ConditionType::Programmed).1,
+        "NoMatchingNode"
+    );
+    assert_eq!(
+        gateway_verdict(&r, "frankfurt", ConditionType::Programmed).1,
+        "NoReadyNode"
+    );
+    assert_eq!(
+        verdict(&r, &state.policies[1], ConditionType::Programmed).1,
+        "NoReadyNode"
+    );
+}
+
+#[test]
+fn programmed_follows_what_members_report_of_their_current_plan() {
+    let mut state = typical();
+    let r = settle(&mut state);
+    let bank = state.policies[0].clone();
+    let shop = r.plans["shop"].digest().to_string();
+    let (ok, reason, message) = verdict(&r, &bank, ConditionType::Programmed);
+    assert_eq!(
+        (ok, reason.as_str(), message.as_str()),
+        (false, "Pending", "waiting for shop")
+    );
+
+    state.members[2].progress.refusal = Some(Refusal {
+        digest: shop.clone(),
+        resource: ResourceKey::policy(&bank.source).to_string(),
+        reason: "198.51.100.0/24 is not in this member's allow-list".into(),
+    });
+    let (_, reason, message) = verdict(&resolve(&state), &bank, ConditionType::Programmed);
+    assert_eq!(reason, "Refused");
+    assert!(
+        message.contains("shop: policy/payments.bank.") && message.contains(": 198.51"),
+        "{message}"
+    );
+
+    state.members[2].progress.refusal.as_mut().expect("set").digest = "older".into();
+    state.members[2].progress.programmed = Some(shop);
+    let r = resolve(&state);
+    assert!(verdict(&r, &bank, ConditionType::Programmed).0);
+    assert_eq!(r.policies[&bank.source].programmed, 1);
+    assert_eq!(
+        find(&r.members["shop"], ConditionType::Programmed).1,
+        "Programmed"
+    );
+}
+
+#[test]
+fn a_change_elsewhere_doesnt_unsettle_a_policy() {
+    let mut state = typical();
+    let before = settle(&mut state);
+    state.members[2].progress.programmed = Some(before.plans["shop"].digest().to_string());
+    state.members[2].in_force = Some(Arc::new(before.plans["shop"].clone()));
+    let late = policy("late", &[("name", "shop")], &["paris"]);
+    state.policies.push(late.clone());
+    let r = settle(&mut state);
+    assert_ne!(before.plans["shop"], r.plans["shop"]);
+    assert!(verdict(&r, &state.policies[0], ConditionType::Programmed).0);
+    assert_eq!(verdict(&r, &late, ConditionType::Programmed).1, "Pending");
+
+    state.members[2].progress.refusal = Some(Refusal {
+        digest: r.plans["shop"].digest().to_string(),
+        resource: ResourceKey::policy(&late.source).to_string(),
+        reason: "not allowed here".into(),
+    });
+    let r = resolve(&state);
+    assert!(
+        verdict(&r, &state.policies[0], ConditionType::Programmed).0,
+        "the plan before stays in force"
+    );
+    assert_eq!(verdict(&r, &late, ConditionType::Programmed).1, "Refused");
+
+    state.policies[0].pods = LabelSelector::default();
+    let r = resolve(&state);
+    assert_eq!(
+        verdict(&r, &state.policies[0], ConditionType::Programmed).1,
+        "Pending"
+    );
+}
+
+#[test]
+fn a_policy_that_awaits_its_identity_is_not_called_programmed() {
+    let mut state = typical();
+    let before = settle(&mut state);
+    state.members[2].in_force = Some(Arc::new(before.plans["shop"].clone()));
+    state.members[2].progress.programmed = Some(before.plans["shop"].digest().to_string());
+    state.policies[0].through[0].egress_ip = Some(AddressPair {
+        ipv4: Some("203.0.113.15".into()),
+        ipv6: None,
+    });
+    let r = resolve(&state);
+    assert_eq!(
+        verdict(&r, &state.policies[0], ConditionType::Programmed).1,
+        "Pending"
+    );
+}
