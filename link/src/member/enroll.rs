@@ -23,7 +23,7 @@ pub async fn enroll(params: EnrollParams) -> Result<MemberIdentity, EnrollError>
     enroll_with(&params, &key).await
 }
 
-/// [`enroll`] with a key made before. Where the hub's answer got lost, the same token and key may be
+/// [`enroll()`] with a key made before. Where the hub's answer got lost, the same token and key may be
 /// tried again; a backend that remembers the key lets them through.
 pub async fn enroll_with(params: &EnrollParams, key: &KeyAndCsr) -> Result<MemberIdentity, EnrollError> {
     let mut failure = EnrollError::HubUnreachable {

@@ -51,7 +51,7 @@ impl MemberConfig {
     }
 }
 
-/// What [`enroll`] needs.
+/// What [`enroll()`] needs.
 #[derive(Clone, Debug)]
 pub struct EnrollParams {
     /// Endpoints of the hub, tried in order while they can't be reached.
