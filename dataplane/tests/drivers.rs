@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use spillway_core::node::nft::{Atom, Chain, Hook, Ruleset, Set};
@@ -348,75 +348,69 @@ fn dump_is_empty(node: &Namespace) -> bool {
 
 /// `ip monitor` and `nft monitor` over a while.
 struct Monitor {
-    children: Vec<std::process::Child>,
+    children: [(Child, Reader); 2],
 }
 
 impl Monitor {
-    const MARKER: &'static str = "198.18.0.0/15";
-
     fn start(node: &Namespace) -> Self {
-        let mut children = node.inside(|| {
-            [
-                &[
-                    "stdbuf", "-oL", "ip", "monitor", "link", "address", "route", "rule",
-                ][..],
-                &["stdbuf", "-oL", "nft", "monitor"],
-            ]
-            .map(|line| {
-                std::process::Command::new(line[0])
-                    .args(&line[1..])
+        let lines = [
+            "exec stdbuf -oL ip monitor link address route rule",
+            "exec stdbuf -oL nft monitor",
+        ];
+        let children = lines.map(|line| {
+            let spawn = || {
+                Command::new("sh")
+                    .args(["-c", line])
                     .stdout(Stdio::piped())
                     .spawn()
-                    .expect("monitor")
-            })
+            };
+            let mut child = node.inside(spawn).expect("monitor");
+            let reader = Reader::new(child.stdout.take().expect("pipe"));
+            (child, reader)
         });
-        // Both are listening once they tell of a change of ours.
-        let mut up = children
-            .iter_mut()
-            .map(|c| Reader::new(c.stdout.take().expect("pipe")))
-            .collect::<Vec<_>>();
-        eventually("monitors listen", || {
-            node.run("ip route replace 198.18.0.0/16 dev lo; nft add table inet probe; nft delete table inet probe");
-            std::thread::sleep(Duration::from_millis(30));
-            up[0].text().contains("198.18.0.0/16") && up[1].text().contains("probe")
-        });
-        for (child, reader) in children.iter_mut().zip(up) {
+        let monitor = Self { children };
+        monitor.hear(node);
+        for (_, reader) in &monitor.children {
             reader.forget();
-            child.stdout = None;
-            READERS.lock().expect("readers").push(reader);
         }
-        Self {
-            children: children.into(),
-        }
+        monitor
     }
 
-    fn stop(mut self, node: &Namespace) -> String {
-        node.run(&format!(
-            "ip route add {} dev lo; nft add table inet probed",
-            Self::MARKER
-        ));
-        let readers = std::mem::take(&mut *READERS.lock().expect("readers"));
-        eventually("monitors tell the end", || {
-            readers[0].text().contains(Self::MARKER) && readers[1].text().contains("probed")
+    /// Waits until both have told of everything up to now.
+    fn hear(&self, node: &Namespace) {
+        eventually("both monitors tell of a change", || {
+            node.run(
+                "ip route add 198.18.0.0/16 dev lo; ip route del 198.18.0.0/16 dev lo; \
+                 nft add table inet probe; nft delete table inet probe",
+            );
+            std::thread::sleep(Duration::from_millis(30));
+            let [(_, ip), (_, nft)] = &self.children;
+            ip.text().contains("198.18.0.0/16") && nft.text().contains("probe")
         });
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        readers
-            .iter()
-            .map(|r| r.text())
-            .collect::<String>()
-            .lines()
+    }
+
+    fn stop(self, node: &Namespace) -> String {
+        self.hear(node);
+        let text: String = self.children.iter().map(|(_, reader)| reader.text()).collect();
+        text.lines()
             .filter(|l| {
-                !l.contains("198.18.") && !l.contains("inet probe") && !l.contains("# new generation")
+                !["198.18.0.0/16", "inet probe", "# new generation"]
+                    .iter()
+                    .any(|own| l.contains(own))
             })
             .collect::<Vec<_>>()
             .join("\n")
     }
 }
 
-static READERS: std::sync::Mutex<Vec<Reader>> = std::sync::Mutex::new(Vec::new());
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        for (child, _) in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
 
 /// Collects what a pipe says.
 struct Reader(std::sync::Arc<std::sync::Mutex<String>>);

@@ -151,10 +151,10 @@ impl Lab {
             accepted = listener.accept().ok();
             accepted.is_some()
         });
-        let (mut served, seen) = accepted?;
-        served.set_nonblocking(false).expect("mode");
+        let (mut peer, seen) = accepted?;
+        peer.set_nonblocking(false).expect("mode");
         stream.set_read_timeout(Some(WAIT)).expect("timeout");
-        served.set_read_timeout(Some(WAIT)).expect("timeout");
+        peer.set_read_timeout(Some(WAIT)).expect("timeout");
         // More than the path's MTU each way, so that segments are of full size.
         let data: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let sent = data.clone();
@@ -165,9 +165,9 @@ impl Lab {
             assert!(back == sent, "bytes come back as they were");
         });
         let mut received = vec![0; data.len()];
-        served.read_exact(&mut received).expect("server receives");
+        peer.read_exact(&mut received).expect("server receives");
         assert!(received == data, "bytes arrive as they were");
-        served.write_all(&received).expect("server sends");
+        peer.write_all(&received).expect("server sends");
         writer.join().expect("client");
         Some(seen.ip())
     }
@@ -186,7 +186,7 @@ impl Lab {
         exchange(&socket, &service)
     }
 
-    fn ping(&self, client: &Namespace, server: &str) -> bool {
+    fn ping(client: &Namespace, server: &str) -> bool {
         client.attempt(&format!("ping -n -c1 -W0.5 {server}")).0
     }
 }
@@ -270,7 +270,7 @@ async fn the_outside_sees_the_egress_ip_and_nothing_else_changes() {
     for (server, eip) in SERVERS.into_iter().zip([EIP4, EIP6]) {
         assert_eq!(lab.tcp(&lab.pod, server), Some(ip(eip)), "tcp to {server}");
         assert_eq!(lab.udp(&lab.pod, server), Some(ip(eip)), "udp to {server}");
-        assert!(lab.ping(&lab.pod, server), "ping {server}");
+        assert!(Lab::ping(&lab.pod, server), "ping {server}");
     }
     assert_eq!(lab.seen().split_whitespace().collect::<Vec<_>>(), [EIP4, EIP6]);
 
@@ -280,7 +280,7 @@ async fn the_outside_sees_the_egress_ip_and_nothing_else_changes() {
     assert_eq!(lab.tcp(&lab.pod, "192.0.2.7"), Some(ip("10.0.0.1")));
     assert_eq!(lab.tcp(&lab.web, SERVERS[0]), Some(ip("10.0.0.1")));
     assert_eq!(lab.tcp(&lab.web, SERVERS[1]), Some(ip("fd00:10::1")));
-    assert!(lab.ping(&lab.pod, "10.244.0.7"), "pod to pod");
+    assert!(Lab::ping(&lab.pod, "10.244.0.7"), "pod to pod");
     assert!(!lab.seen().contains(EIP4));
 }
 
@@ -322,7 +322,7 @@ async fn what_is_broken_blocks_and_never_leaks() {
         for server in SERVERS {
             assert_eq!(lab.tcp(&lab.pod, server), None, "tcp to {server} after: {damage}");
             assert_eq!(lab.udp(&lab.pod, server), None, "udp to {server} after: {damage}");
-            assert!(!lab.ping(&lab.pod, server), "ping {server} after: {damage}");
+            assert!(!Lab::ping(&lab.pod, server), "ping {server} after: {damage}");
         }
         assert_eq!(lab.seen(), "", "after: {damage}");
         node.apply().await;

@@ -5,6 +5,8 @@
 //! listener that was too slow (ENOBUFS) has missed something and counts as a hint for everything.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -56,7 +58,9 @@ impl Hint {
 
 /// Listens in the calling thread's network namespace, as tasks of its runtime. Hints come out of the channel; one
 /// that is full holds one already.
-pub(super) fn listen(hints: &mpsc::Sender<Hint>, table: &str) -> Result<()> {
+/// `device` holds the index of our device, 0 for none.
+pub(super) fn listen(hints: &mpsc::Sender<Hint>, table: &str, device: &Arc<AtomicU32>) -> Result<()> {
+    let device = device.clone();
     let table = table.to_owned();
     let groups = [
         MulticastGroup::Link,
@@ -72,7 +76,9 @@ pub(super) fn listen(hints: &mpsc::Sender<Hint>, table: &str) -> Result<()> {
     let open = |what, protocol, groups| open(protocol, groups).map_err(|source| Error::Open { what, source });
     let route = open("route netlink listener", NETLINK_ROUTE, groups)?;
     let netfilter = open("nftables listener", NETLINK_NETFILTER, 1 << (NFTABLES_GROUP - 1))?;
-    tokio::spawn(read(route, hints.clone(), of_route));
+    tokio::spawn(read(route, hints.clone(), move |message| {
+        of_route(message, device.load(Ordering::Relaxed))
+    }));
     tokio::spawn(read(netfilter, hints.clone(), move |message| {
         of_nftables(message, &table)
     }));
@@ -119,7 +125,7 @@ fn messages(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-fn of_route(message: &[u8]) -> Hint {
+fn of_route(message: &[u8], device: u32) -> Hint {
     use RouteNetlinkMessage as M;
     let Ok(message) = NetlinkMessage::<M>::deserialize(message) else {
         return Hint::default();
@@ -134,9 +140,9 @@ fn of_route(message: &[u8]) -> Hint {
             Hint::EVERYTHING
         }
         NetlinkPayload::InnerMessage(M::NewNeighbour(n) | M::DelNeighbour(n)) => {
-            // Entries that we write are permanent; the states of others change with every packet.
-            let ours =
-                u16::from(n.header.state) & 0x80 != 0 || n.header.flags.contains(NeighbourFlags::Proxy);
+            // Not by state: an entry that is deleted is told of as a failed one. States on other devices change
+            // all the time.
+            let ours = n.header.ifindex == device || n.header.flags.contains(NeighbourFlags::Proxy);
             Hint { ours, facts: false }
         }
         NetlinkPayload::InnerMessage(M::NewRoute(route) | M::DelRoute(route)) => Hint {

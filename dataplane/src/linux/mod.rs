@@ -84,7 +84,7 @@ impl LinuxKernel {
                     }
                 };
                 runtime.block_on(async move {
-                    match Actor::open(drift_sender, table) {
+                    match Actor::open(drift_sender, &table) {
                         Ok((actor, hints)) => {
                             let _ = opened.send(Ok(()));
                             actor.run(inbox, hints).await;
@@ -124,10 +124,10 @@ struct Actor {
 }
 
 impl Actor {
-    fn open(drift: watch::Sender<Drift>, table: String) -> Result<(Self, mpsc::Receiver<Hint>)> {
+    fn open(drift: watch::Sender<Drift>, table: &str) -> Result<(Self, mpsc::Receiver<Hint>)> {
         let (sender, hints) = mpsc::channel(64);
-        drift::listen(&sender, &table)?;
-        let worker = Worker::open(table)?;
+        let worker = Worker::open(table.to_owned())?;
+        drift::listen(&sender, table, worker.device())?;
         Ok((
             Self {
                 worker,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -23,6 +25,8 @@ pub(super) struct Worker {
     netfilter: Requests<NetfilterMessage>,
     nft: Nft,
     capabilities: Option<Capabilities>,
+    /// Index of our device, 0 for none; shared with the listener, which tells our neighbours by it.
+    device: Arc<AtomicU32>,
 }
 
 /// Steps of everything but the table, the device and its addresses; in the order in which they are built.
@@ -39,7 +43,13 @@ impl Worker {
             netfilter: Requests::open("netfilter netlink socket", NETLINK_NETFILTER)?,
             nft: Nft::new(table),
             capabilities: None,
+            device: Arc::default(),
         })
+    }
+
+    /// Index of our device, 0 for none.
+    pub(super) fn device(&self) -> &Arc<AtomicU32> {
+        &self.device
     }
 
     /// See [`crate::Kernel::facts`].
@@ -152,6 +162,9 @@ impl Worker {
             let rest = link::device_steps(&links, desired.tunnel.as_ref()).build;
             step::run(rest, &mut self.route, &mut done, &mut failures);
         }
+        let tunnel_link = desired.tunnel.as_ref().and_then(|t| links.get(&t.name));
+        self.device
+            .store(tunnel_link.map_or(0, |l| l.index), Ordering::Relaxed);
         let mut remove_addresses = Vec::new();
         if let Some(tunnel) = &desired.tunnel {
             let (add, remove) = addresses(&links, tunnel);
