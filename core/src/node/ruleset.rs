@@ -281,7 +281,9 @@ impl Parts<'_> {
 
     fn classify(&self) -> Vec<String> {
         // A router confirms its neighbour by a solicitation sent to the address itself.
-        let mut rules = vec!["icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return".to_owned()];
+        let mut rules = vec![
+            "ip6 daddr @eips6 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return".to_owned(),
+        ];
         // What connection tracking hasn't translated back belongs to no connection, and would go round
         // between the egress IP's route and the tunnel.
         for Words { suffix, header, .. } in &WORDS {

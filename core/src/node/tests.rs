@@ -354,6 +354,34 @@ fn a_gateway_keeps_its_number_when_another_comes() {
 }
 
 #[test]
+fn rules_routes_and_guards_grow_with_gateways_only() {
+    let few = compile(&fixtures::source());
+    let mut inputs = fixtures::source();
+    for n in 0..40u8 {
+        let mut policy = fixtures::bank();
+        policy.source.name = format!("more-{n}");
+        policy.to.cidrs = vec![format!("192.0.{n}.0/24")];
+        policy.pods = fixtures::app(&format!("app-{n}"));
+        plan(&mut inputs).policies.push(policy);
+        inputs.pods.push(fixtures::pod(
+            &format!("p-{n}"),
+            &format!("app-{n}"),
+            &[&format!("10.244.1.{n}")],
+        ));
+    }
+    let many = compile(&inputs);
+    nft_accepts(&many);
+    assert_eq!((&few.rules, &few.routes), (&many.rules, &many.routes));
+    let without_classes = |state: &DesiredState| {
+        let table = state.ruleset.clone().expect("table");
+        let mut chains = table.chains;
+        chains.retain(|name, _| !name.starts_with("class_"));
+        chains
+    };
+    assert_eq!(without_classes(&few), without_classes(&many));
+}
+
+#[test]
 fn an_egress_ip_that_is_the_nodes_own_is_neither_routed_nor_answered_for() {
     let mut inputs = fixtures::gateway();
     let own: ipnet::IpNet = "203.0.113.10/24".parse().expect("net");
