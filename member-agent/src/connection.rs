@@ -75,7 +75,9 @@ impl Connection {
                 match outcome {
                     Some(Ok(stored)) => identity = Some(stored),
                     Some(Err(_)) => refused = Some(inputs),
-                    None => {}
+                    // The inputs differ also by the used token's deletion, which may be seen before the
+                    // enrolment returns. The identity is stored by then.
+                    None => identity = self.identities.load().await,
                 }
                 continue;
             }
