@@ -40,7 +40,7 @@ impl Recorder {
     }
 
     /// Records all of `allocations`. Each write holds only for the version that was resolved from; what
-    /// fails is resolved anew. Returns whether everything was recorded.
+    /// fails, as it does where somebody else has just written the object, is resolved anew. Returns whether everything was recorded.
     pub(crate) async fn record(
         &self,
         mirrors: &Mirrors,
@@ -63,7 +63,9 @@ impl Recorder {
                 }
                 Err(error) => {
                     all = false;
-                    tracing::warn!(cluster = name, %error, "a member id can't be recorded yet");
+                    if !error.is_conflict() {
+                        tracing::warn!(cluster = name, %error, "a member id can't be recorded yet");
+                    }
                 }
             }
         }
@@ -83,7 +85,9 @@ impl Recorder {
                 }
                 Err(error) => {
                     all = false;
-                    tracing::warn!(gateway = name, %error, "identities can't be recorded yet");
+                    if !error.is_conflict() {
+                        tracing::warn!(gateway = name, %error, "identities can't be recorded yet");
+                    }
                 }
             }
         }
