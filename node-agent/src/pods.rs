@@ -30,7 +30,8 @@ pub(crate) fn reduce(pod: &KubePod) -> Pod {
 }
 
 /// True where no container of the pod runs or will run again: its sandbox may be gone and its address be
-/// another pod's.
+/// another pod's. A status that says less than that may be older than the container it is about; while such a
+/// pod is being deleted its addresses stay its own, unless another pod claims them.
 fn finished(pod: &KubePod) -> bool {
     let Some(status) = &pod.status else {
         return false;
@@ -43,8 +44,16 @@ fn finished(pod: &KubePod) -> bool {
             .flatten()
             .any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
     };
+    let terminated = |list: &Option<Vec<ContainerStatus>>| {
+        list.as_ref().is_some_and(|list| {
+            !list.is_empty()
+                && list
+                    .iter()
+                    .all(|c| c.state.as_ref().is_some_and(|s| s.terminated.is_some()))
+        })
+    };
     pod.metadata.deletion_timestamp.is_some()
-        && !running(&status.container_statuses)
+        && terminated(&status.container_statuses)
         && !running(&status.init_container_statuses)
         && !running(&status.ephemeral_container_statuses)
 }
@@ -88,6 +97,10 @@ mod tests {
         assert!(
             !pod(false, &json!({"phase": "Running", "containerStatuses": ended})).finished,
             "will restart"
+        );
+        assert!(
+            !pod(true, &json!({"phase": "Pending"})).finished,
+            "may be older than its containers"
         );
         assert!(pod(false, &json!({"phase": "Failed"})).finished);
         assert!(!pod(false, &json!({"phase": "Pending"})).finished);
