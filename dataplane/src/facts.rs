@@ -38,7 +38,7 @@ pub struct Capabilities {
     pub conntrack: bool,
     /// The namespace has IPv6.
     pub ipv6: bool,
-    /// Why something above is missing, by its name.
+    /// Why something above is missing, by the name of its field.
     pub missing: BTreeMap<String, String>,
 }
 

@@ -733,3 +733,147 @@ async fn a_pod_more_is_an_element_more() {
     );
     assert!(kernel.apply(&fewer).await.expect("again").is_empty());
 }
+
+/// What can't be changed on a device is changed by another device; what can is changed in place.
+#[tokio::test]
+async fn the_device_follows_its_description() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let mut desired = desired();
+    kernel.apply(&desired).await.expect("apply");
+    let index = || node.run("ip -o link show spillway0 | cut -d: -f1");
+    let first = index();
+    let tunnel = desired.tunnel.as_mut().expect("tunnel");
+    tunnel.mtu = 1380;
+    tunnel.addresses = ["100.64.4.7/32".parse().expect("prefix")].into();
+    kernel.apply(&desired).await.expect("in place");
+    assert_eq!(index(), first, "the device stays");
+    assert!(node.run("ip addr show spillway0").contains("mtu 1380"));
+    assert!(!node.run("ip addr show spillway0").contains("100.64.4.1/32"));
+
+    // The underlay's other family, and another port and name.
+    let tunnel = desired.tunnel.as_mut().expect("tunnel");
+    tunnel.local = ip("2001:db8::1");
+    tunnel.port = 5712;
+    desired.forwarding = [ForwardingEntry {
+        mac: [2, 0x53, 100, 64, 8, 1],
+        remote: ip("2001:db8::2"),
+    }]
+    .into();
+    let planned = kernel.plan(&desired).await.expect("plan");
+    let done = kernel.apply(&desired).await.expect("anew");
+    assert!(done.iter().any(|c| c.object.contains("another port")), "{done}");
+    assert!(
+        planned.iter().all(|p| done.iter().any(|d| d == p)),
+        "{planned}\n\n{done}"
+    );
+    assert_ne!(index(), first);
+    let text = dump(&node);
+    for needle in [
+        "local 2001:db8::1",
+        "dstport 5712",
+        "02:53:64:40:08:01 dst 2001:db8::2 self permanent",
+    ] {
+        assert!(text.contains(needle), "no {needle:?} in:\n{text}");
+    }
+    assert!(kernel.apply(&desired).await.expect("again").is_empty());
+
+    desired.tunnel.as_mut().expect("tunnel").name = "spillway1".into();
+    desired.sysctls.clear();
+    desired
+        .routes
+        .retain(|r| matches!(r.target, RouteTarget::Unreachable));
+    kernel.apply(&desired).await.expect("renamed");
+    assert!(!node.attempt("ip link show spillway0").0, "the old one is gone");
+    assert!(kernel.apply(&desired).await.expect("again").is_empty());
+}
+
+/// Another next hop is one replacement: no moment without a route.
+#[tokio::test]
+async fn a_failover_is_one_change_a_family() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let mut desired = desired();
+    kernel.apply(&desired).await.expect("apply");
+    desired.routes = desired
+        .routes
+        .into_iter()
+        .map(|mut route| {
+            if let RouteTarget::Device { via: Some(via), .. } = &mut route.target {
+                *via = if via.is_ipv4() {
+                    ip("100.64.8.2")
+                } else {
+                    ip("fd64:5711:2::2")
+                };
+            }
+            route
+        })
+        .collect();
+    let done = kernel.apply(&desired).await.expect("apply");
+    assert_eq!(done.len(), 2, "{done}");
+    assert!(done.iter().all(|c| c.operation == Operation::Change), "{done}");
+    let text = dump(&node);
+    assert!(
+        text.contains("default via 100.64.8.2") && !text.contains("default via 100.64.8.1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("via fd64:5711:2::2") && !text.contains("via fd64:5711:2::1"),
+        "{text}"
+    );
+    assert!(kernel.apply(&desired).await.expect("again").is_empty());
+}
+
+/// A node with thousands of pods is still told apart in well under a second.
+#[tokio::test]
+async fn thousands_of_elements_are_compared_in_time() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let mut desired = desired();
+    let sets = &mut desired.ruleset.as_mut().expect("table").sets;
+    for n in 0..5000_u16 {
+        let [high, low] = n.to_be_bytes();
+        let pod = vec![Atom::Ip(IpAddr::from([10, 2, high, low]))];
+        sets.get_mut("pods4")
+            .expect("set")
+            .elements
+            .insert(pod, Some(Atom::Jump("class_1".into())));
+        let net = format!(
+            "172.{}.{}.{}/28",
+            16 + (high >> 4),
+            (high << 4) | (low >> 4),
+            low << 4
+        );
+        let net = vec![Atom::Net(net.parse().expect("prefix"))];
+        sets.get_mut("dst_1_4")
+            .expect("set")
+            .elements
+            .insert(net, Some(Atom::Goto("egress_7".into())));
+    }
+    kernel.apply(&desired).await.expect("apply");
+    let started = std::time::Instant::now();
+    assert!(kernel.apply(&desired).await.expect("again").is_empty());
+    let same = started.elapsed();
+    let sets = &mut desired.ruleset.as_mut().expect("table").sets;
+    sets.get_mut("pods4")
+        .expect("set")
+        .elements
+        .remove(&vec![Atom::Ip(ip("10.2.0.7"))]);
+    let started = std::time::Instant::now();
+    assert_eq!(kernel.apply(&desired).await.expect("one less").len(), 1);
+    let one = started.elapsed();
+    eprintln!("10,000 elements: compared in {same:?}, one changed in {one:?}");
+    assert!(
+        same < Duration::from_secs(2) && one < Duration::from_secs(4),
+        "{same:?}, {one:?}"
+    );
+}

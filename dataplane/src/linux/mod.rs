@@ -30,6 +30,10 @@ use crate::{Capabilities, Changes, Drift, Error, Facts, Kernel, Result};
 /// How long after a hint the kernel is compared: others make several changes in a row.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// After a comparison there is none for this many times its duration: somebody who writes without end must not
+/// keep the node busy with comparing.
+const REST: u32 = 5;
+
 /// How often the kernel is compared without any hint. Proxy neighbours and kernel settings change silently.
 const PERIOD: Duration = Duration::from_secs(15);
 
@@ -142,6 +146,7 @@ impl Actor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>, mut hints: mpsc::Receiver<Hint>) {
         let mut pending = Hint::default();
         let mut due = Instant::now() + PERIOD;
+        let mut rested = Instant::now();
         loop {
             tokio::select! {
                 biased;
@@ -151,11 +156,12 @@ impl Actor {
                 },
                 Some(hint) = hints.recv() => {
                     if pending == Hint::default() {
-                        due = Instant::now() + SETTLE;
+                        due = (Instant::now() + SETTLE).max(rested);
                     }
                     pending = pending.and(hint);
                 }
                 () = sleep_until(due) => {
+                    let started = Instant::now();
                     let periodic = pending == Hint::default();
                     if pending.ours || periodic {
                         self.compare().await;
@@ -165,6 +171,7 @@ impl Actor {
                     }
                     pending = Hint::default();
                     due = Instant::now() + PERIOD;
+                    rested = Instant::now() + started.elapsed() * REST;
                 }
             }
         }

@@ -74,7 +74,7 @@ impl Worker {
             result.is_ok()
         };
         let nftables = note("nftables", self.nft.probe().await);
-        let vxlan_gbp = note("vxlan-gbp", facts::vxlan(&mut self.route));
+        let vxlan_gbp = note("vxlan_gbp", facts::vxlan(&mut self.route));
         let conntrack = note("conntrack", conntrack::probe(&mut self.netfilter));
         Capabilities {
             nftables,
@@ -98,10 +98,13 @@ impl Worker {
         let mut build = device.clear;
         build.extend(device.build);
         let mut remove_addresses = Vec::new();
-        // A device that has yet to be made has nothing on it; an index that no device has stands for it.
+        // A device that has yet to be made has nothing on it; an index that no device has stands for it. What
+        // leads to one that is replaced goes with it.
+        let mut gone = None;
         if let Some(tunnel) = &desired.tunnel
             && device.kept.is_none()
         {
+            gone = links.get(&tunnel.name).map(|l| l.index);
             links.insert(
                 tunnel.name.clone(),
                 Link {
@@ -115,7 +118,7 @@ impl Worker {
             build.extend(add);
             remove_addresses = remove;
         }
-        let rest = self.steps(&links, desired)?;
+        let rest = self.steps(&links, desired, gone)?;
         build.extend(rest.build);
         let remove = rest
             .remove
@@ -172,7 +175,7 @@ impl Worker {
             remove_addresses = remove;
         }
 
-        match self.steps(&links, desired) {
+        match self.steps(&links, desired, None) {
             Ok(steps) => {
                 let proxies_before = neighbours::proxies(&mut self.route)?;
                 step::run(steps.build, &mut self.route, &mut done, &mut failures);
@@ -222,7 +225,12 @@ impl Worker {
         Ok(())
     }
 
-    fn steps(&mut self, links: &BTreeMap<String, Link>, desired: &DesiredState) -> Result<Steps> {
+    fn steps(
+        &mut self,
+        links: &BTreeMap<String, Link>,
+        desired: &DesiredState,
+        gone: Option<u32>,
+    ) -> Result<Steps> {
         let index = |name: &str| links.get(name).map(|l| l.index);
         let mut build = Vec::new();
         let mut removals = Vec::new();
@@ -243,11 +251,9 @@ impl Worker {
             let held = neighbours::neighbours(&mut self.route, index)?;
             take(neighbours::neighbour_steps(&held, &desired.neighbours, index));
         }
-        take(routes::steps(
-            &routes::observe(&mut self.route)?,
-            &desired.routes,
-            index,
-        ));
+        let mut held = routes::observe(&mut self.route)?;
+        held.retain(|(_, route)| gone.is_none() || route.device != gone);
+        take(routes::steps(&held, &desired.routes, index));
         take(rules::steps(&rules::observe(&mut self.route)?, &desired.rules));
         take(sysctls::steps(&desired.sysctls));
         take(neighbours::proxy_steps(

@@ -55,10 +55,11 @@ impl Nft {
 
     /// What [`Self::apply`] would change.
     pub async fn plan(&self, desired: Option<&Ruleset>) -> Result<Changes> {
-        Ok(self.compare(desired).await?.changes)
+        Ok(self.compare(desired).await?.1.changes)
     }
 
-    async fn compare(&self, desired: Option<&Ruleset>) -> Result<Difference> {
+    /// What is there, and what it lacks.
+    async fn compare(&self, desired: Option<&Ruleset>) -> Result<(Option<Observed>, Difference)> {
         if let Some(other) = desired.filter(|d| d.family != FAMILY || d.table != self.table) {
             return Err(Error::Impossible(format!(
                 "table {} {} was asked for, but this kernel was opened for table {FAMILY} {}",
@@ -66,12 +67,8 @@ impl Nft {
             )));
         }
         let observed = self.observe().await?;
-        Ok(difference(
-            &self.table,
-            observed.as_ref(),
-            desired,
-            &self.fingerprints,
-        ))
+        let difference = difference(&self.table, observed.as_ref(), desired, &self.fingerprints);
+        Ok((observed, difference))
     }
 
     /// Makes the table as wanted; `None` removes it.
@@ -79,10 +76,10 @@ impl Nft {
     /// An update that nft refuses is tried again as a replacement of the whole table. What was written is read
     /// back.
     pub async fn apply(&mut self, desired: Option<&Ruleset>) -> Result<Changes> {
-        let first = self.compare(desired).await?;
+        let (observed, first) = self.compare(desired).await?;
         if first.changes.is_empty() {
             if self.fingerprints.is_empty() {
-                self.learn(self.observe().await?.as_ref());
+                self.learn(observed.as_ref());
             }
             return Ok(first.changes);
         }
@@ -96,11 +93,11 @@ impl Nft {
         }
         // What we have just written is by definition ours, whatever was known before.
         self.fingerprints.clear();
-        let mut left = self.compare(desired).await?;
+        let (mut observed, mut left) = self.compare(desired).await?;
         if let (false, Some(whole)) = (left.changes.is_empty() || first.replaces, whole.as_ref()) {
             tracing::warn!(left = %left.changes, "an update of our table left differences; replacing the whole table");
             transaction(whole).await?;
-            left = self.compare(desired).await?;
+            (observed, left) = self.compare(desired).await?;
         }
         if !left.changes.is_empty() {
             return Err(Error::Nft {
@@ -108,7 +105,7 @@ impl Nft {
                 message: left.changes.to_string().chars().take(MESSAGE).collect(),
             });
         }
-        self.learn(self.observe().await?.as_ref());
+        self.learn(observed.as_ref());
         Ok(first.changes)
     }
 
