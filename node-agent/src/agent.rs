@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use spillway_core::node::flows::Flows;
 use spillway_core::node::inputs::{Addresses, NodeInputs, Settings};
 use spillway_core::node::state::DesiredState;
-use spillway_core::node::{compile, gateway_indexes, problems};
+use spillway_core::node::{Compiled, compile_numbered, problems};
 use spillway_crds::ConditionType;
 use spillway_crds::condition::Verdict;
 use spillway_dataplane::Kernel;
@@ -196,8 +196,11 @@ impl<K: Kernel> Agent<K> {
         if let Err(error) = self.measure(&mut inputs, force.facts).await {
             return self.failed("FactsFailed", &error.to_string());
         }
-        inputs.gateway_indexes = gateway_indexes(&inputs);
-        let desired = compile(&inputs);
+        let Compiled {
+            state: desired,
+            gateway_indexes,
+        } = compile_numbered(&inputs);
+        inputs.gateway_indexes = gateway_indexes;
         let digest = inputs.plan.as_ref().map(|p| p.digest.clone());
         let same = self.applied.as_ref().is_some_and(|a| a.desired == desired);
         if !same || inputs.plan != self.held.plan {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use anyhow::Context as _;
 use spillway_core::node::inputs::{Addresses, NodeInputs, Settings};
-use spillway_core::node::{compile, gateway_indexes, problems};
+use spillway_core::node::{Compiled, compile_numbered, problems};
 use spillway_dataplane::Kernel;
 
 use crate::disk::Disk;
@@ -30,8 +30,11 @@ pub(crate) async fn show(
         .unwrap_or_default();
     let facts = kernel.facts(&underlay).await.context("read the node's network")?;
     inputs.facts = kernel::facts(&facts, &inputs.settings.device);
-    inputs.gateway_indexes = gateway_indexes(&inputs);
-    let desired = compile(&inputs);
+    let Compiled {
+        state: desired,
+        gateway_indexes,
+    } = compile_numbered(&inputs);
+    inputs.gateway_indexes = gateway_indexes;
     let changes = kernel.plan(&desired).await.context("compare with the kernel")?;
 
     let mut out = io::stdout().lock();

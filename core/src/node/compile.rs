@@ -29,11 +29,26 @@ const NEVER: [&str; 7] = [
 /// Metric of the `unreachable` route below a gateway's default route.
 const LAST_RESORT: u32 = 1_000_000;
 
+/// What a compilation gives.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Compiled {
+    /// What the kernel must hold.
+    pub state: DesiredState,
+    /// Numbers of the gateways that pods of this node use and other nodes carry. To be kept by the caller
+    /// and given back in [`NodeInputs::gateway_indexes`].
+    pub gateway_indexes: BTreeMap<String, u8>,
+}
+
 /// Compiles what this node's kernel must hold. Without a plan that is nothing.
 pub fn compile(inputs: &NodeInputs) -> DesiredState {
+    compile_numbered(inputs).state
+}
+
+/// Like [`compile`], with the numbers that gateways got.
+pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
     let mut state = DesiredState::default();
     let Some(plan) = &inputs.plan else {
-        return state;
+        return Compiled::default();
     };
     let peers = Peers::new(inputs, plan);
     let held = Held::new(inputs, plan, &peers);
@@ -83,16 +98,10 @@ pub fn compile(inputs: &NodeInputs) -> DesiredState {
     };
     state.ruleset = Some(parts.ruleset());
     state.flows = flows(&peers, &held, selection, local, overlay_range);
-    state
-}
-
-/// Numbers of the gateways that pods of this node use and other nodes carry. To be kept by the caller and
-/// given back in [`NodeInputs::gateway_indexes`].
-pub fn gateway_indexes(inputs: &NodeInputs) -> BTreeMap<String, u8> {
-    inputs.plan.as_ref().map_or_else(BTreeMap::new, |plan| {
-        let peers = Peers::new(inputs, plan);
-        assigned(inputs, plan, &peers, &select(inputs, plan, &peers))
-    })
+    Compiled {
+        state,
+        gateway_indexes: indexes,
+    }
 }
 
 fn assigned(

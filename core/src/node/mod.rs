@@ -27,5 +27,5 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
-pub use compile::{compile, gateway_indexes};
+pub use compile::{Compiled, compile, compile_numbered};
 pub use problems::problems;

@@ -11,7 +11,7 @@ use spillway_crds::member::{PlannedPolicySpec, PlannedThrough, PolicyRef};
 use super::flows::{Flow, Verdict};
 use super::inputs::{NodeInputs, NodePlan};
 use super::state::{DesiredState, RouteTarget};
-use super::{compile, fixtures, gateway_indexes, problems};
+use super::{compile, compile_numbered, fixtures, problems};
 
 fn ip(s: &str) -> IpAddr {
     s.parse().expect("address")
@@ -318,7 +318,7 @@ fn destinations_over_all_addresses_are_understood_by_nft() {
 #[test]
 fn a_gateway_keeps_its_number_when_another_comes() {
     let mut inputs = fixtures::source();
-    let before = gateway_indexes(&inputs);
+    let before = compile_numbered(&inputs).gateway_indexes;
     assert_eq!(before["frankfurt"], 1);
     inputs.gateway_indexes = before;
     let plan = plan(&mut inputs);
@@ -340,7 +340,7 @@ fn a_gateway_keeps_its_number_when_another_comes() {
         identity: 9,
     }];
     plan.policies.push(policy);
-    let after = gateway_indexes(&inputs);
+    let after = compile_numbered(&inputs).gateway_indexes;
     assert_eq!((after.len(), after["frankfurt"]), (2, 1));
     let state = compile(&inputs);
     assert_eq!(state.rules.len(), 4, "one a gateway and family");
