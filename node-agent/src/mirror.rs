@@ -237,6 +237,11 @@ impl<V: Clone + PartialEq> Keeper<V> {
     }
 
     fn failed(&mut self, error: &watcher::Error) {
+        // The API server forgot the version that the watch began at; everything is read again.
+        if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
+            tracing::debug!(kind = self.what, "watch expired");
+            return;
+        }
         if std::mem::replace(&mut self.failing, true) {
             tracing::debug!(kind = self.what, %error, "watch still fails");
         } else {
