@@ -492,6 +492,7 @@ async fn drift_is_noticed_and_repaired() {
             "ip link del spillway0; ip link add spillway0 type vxlan id 5 dstport 5711 local 192.0.2.1",
             false,
         ),
+        ("ip link set eth0 down; ip link set eth0 up", false),
         ("ip neigh del proxy 203.0.113.10 dev eth0", true),
         ("ip -6 neigh del proxy 2001:db8:1::10 dev eth0", true),
         ("sysctl -qw net.ipv4.conf.spillway0.rp_filter=1", true),

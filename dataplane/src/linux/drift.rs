@@ -4,9 +4,9 @@
 //! kernel with what was last applied, and that comparison alone decides, so our own writes come to nothing. A
 //! listener that was too slow (ENOBUFS) has missed something and counts as a hint for everything.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -31,6 +31,15 @@ const NEWGEN: u8 = 15;
 /// Bytes of `nlmsghdr` and `nfgenmsg`.
 const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
+
+/// Interfaces whose messages matter, by index.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    /// Our device, 0 for none. Its neighbours are ours.
+    pub(super) tunnel: u32,
+    /// Interfaces with proxies of ours, which the kernel drops without a word when the interface goes down.
+    pub(super) proxies: BTreeSet<u32>,
+}
 
 /// What a message may mean.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -58,9 +67,8 @@ impl Hint {
 
 /// Listens in the calling thread's network namespace, as tasks of its runtime. Hints come out of the channel; one
 /// that is full holds one already.
-/// `device` holds the index of our device, 0 for none.
-pub(super) fn listen(hints: &mpsc::Sender<Hint>, table: &str, device: &Arc<AtomicU32>) -> Result<()> {
-    let device = device.clone();
+pub(super) fn listen(hints: &mpsc::Sender<Hint>, table: &str, watched: &Arc<Mutex<Watched>>) -> Result<()> {
+    let watched = watched.clone();
     let table = table.to_owned();
     let groups = [
         MulticastGroup::Link,
@@ -77,7 +85,7 @@ pub(super) fn listen(hints: &mpsc::Sender<Hint>, table: &str, device: &Arc<Atomi
     let route = open("route netlink listener", NETLINK_ROUTE, groups)?;
     let netfilter = open("nftables listener", NETLINK_NETFILTER, 1 << (NFTABLES_GROUP - 1))?;
     tokio::spawn(read(route, hints.clone(), move |message| {
-        of_route(message, device.load(Ordering::Relaxed))
+        of_route(message, &watched.lock().unwrap_or_else(PoisonError::into_inner))
     }));
     tokio::spawn(read(netfilter, hints.clone(), move |message| {
         of_nftables(message, &table)
@@ -125,14 +133,14 @@ fn messages(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-fn of_route(message: &[u8], device: u32) -> Hint {
+fn of_route(message: &[u8], watched: &Watched) -> Hint {
     use RouteNetlinkMessage as M;
     let Ok(message) = NetlinkMessage::<M>::deserialize(message) else {
         return Hint::default();
     };
     match message.payload {
         NetlinkPayload::InnerMessage(M::NewLink(link) | M::DelLink(link)) => Hint {
-            ours: concerns_us(&link),
+            ours: concerns_us(&link) || watched.proxies.contains(&link.header.index),
             facts: true,
         },
         // Whose device it is can't be told from the message. Addresses change seldom.
@@ -142,7 +150,7 @@ fn of_route(message: &[u8], device: u32) -> Hint {
         NetlinkPayload::InnerMessage(M::NewNeighbour(n) | M::DelNeighbour(n)) => {
             // Not by state: an entry that is deleted is told of as a failed one. States on other devices change
             // all the time.
-            let ours = n.header.ifindex == device || n.header.flags.contains(NeighbourFlags::Proxy);
+            let ours = n.header.ifindex == watched.tunnel || n.header.flags.contains(NeighbourFlags::Proxy);
             Hint { ours, facts: false }
         }
         NetlinkPayload::InnerMessage(M::NewRoute(route) | M::DelRoute(route)) => Hint {

@@ -131,7 +131,7 @@ impl Actor {
     fn open(drift: watch::Sender<Drift>, table: &str) -> Result<(Self, mpsc::Receiver<Hint>)> {
         let (sender, hints) = mpsc::channel(64);
         let worker = Worker::open(table.to_owned())?;
-        drift::listen(&sender, table, worker.device())?;
+        drift::listen(&sender, table, worker.watched())?;
         Ok((
             Self {
                 worker,

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -12,6 +11,7 @@ use spillway_core::node::flows::Flows;
 use spillway_core::node::state::{DesiredState, ProxyNeighbour};
 
 use super::announce::{self, Announcement};
+use super::drift::Watched;
 use super::link::{self, Link};
 use super::netlink::Requests;
 use super::step::{self, Step};
@@ -25,8 +25,8 @@ pub(super) struct Worker {
     netfilter: Requests<NetfilterMessage>,
     nft: Nft,
     capabilities: Option<Capabilities>,
-    /// Index of our device, 0 for none; shared with the listener, which tells our neighbours by it.
-    device: Arc<AtomicU32>,
+    /// Shared with the listener.
+    watched: Arc<Mutex<Watched>>,
 }
 
 /// Steps of everything but the table, the device and its addresses; in the order in which they are built.
@@ -43,13 +43,13 @@ impl Worker {
             netfilter: Requests::open("netfilter netlink socket", NETLINK_NETFILTER)?,
             nft: Nft::new(table),
             capabilities: None,
-            device: Arc::default(),
+            watched: Arc::default(),
         })
     }
 
-    /// Index of our device, 0 for none.
-    pub(super) fn device(&self) -> &Arc<AtomicU32> {
-        &self.device
+    /// Interfaces whose changes matter.
+    pub(super) fn watched(&self) -> &Arc<Mutex<Watched>> {
+        &self.watched
     }
 
     /// See [`crate::Kernel::facts`].
@@ -165,9 +165,11 @@ impl Worker {
             let rest = link::device_steps(&links, desired.tunnel.as_ref()).build;
             step::run(rest, &mut self.route, &mut done, &mut failures);
         }
-        let tunnel_link = desired.tunnel.as_ref().and_then(|t| links.get(&t.name));
-        self.device
-            .store(tunnel_link.map_or(0, |l| l.index), Ordering::Relaxed);
+        let index = |name: &String| links.get(name).map(|l| l.index);
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Watched {
+            tunnel: desired.tunnel.as_ref().and_then(|t| index(&t.name)).unwrap_or(0),
+            proxies: desired.proxies.iter().filter_map(|p| index(&p.device)).collect(),
+        };
         let mut remove_addresses = Vec::new();
         if let Some(tunnel) = &desired.tunnel {
             let (add, remove) = addresses(&links, tunnel);
