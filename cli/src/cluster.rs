@@ -180,14 +180,24 @@ impl Cluster {
         Ok(())
     }
 
-    /// True where the definition exists.
-    pub async fn has_definition(&self, name: &str) -> Result<bool, Failure> {
-        let api: Api<CustomResourceDefinition> = Api::all(self.client.clone());
-        let found = api
-            .get_metadata_opt(name)
+    /// Name of the Helm release that made our Deployment `name`, if one did: it is Helm's to change then.
+    pub async fn helm_release(&self, name: &str) -> Result<Option<String>, Failure> {
+        let deployment = reference("apps/v1", "Deployment", Some(NAMESPACE), name);
+        let found = none_there(self.api(&deployment).get_metadata_opt(name).await)
+            .map_err(|err| Failure::kube(&format!("reading Deployment {name}"), &err))?;
+        Ok(found
+            .and_then(|d| d.metadata.annotations)
+            .and_then(|mut annotations| annotations.remove("meta.helm.sh/release-name")))
+    }
+
+    /// Names of the API groups that the cluster serves. Everybody may ask that.
+    pub async fn groups(&self) -> Result<Vec<String>, Failure> {
+        let list = self
+            .client
+            .list_api_groups()
             .await
-            .map_err(|err| Failure::kube("looking for Spillway's definitions", &err))?;
-        Ok(found.is_some())
+            .map_err(|err| Failure::kube("asking the API server what it serves", &err))?;
+        Ok(list.groups.into_iter().map(|group| group.name).collect())
     }
 
     /// All objects of a typed kind; none where the cluster doesn't know the kind.

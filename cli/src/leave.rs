@@ -65,7 +65,7 @@ pub async fn run(target: &Target, leave: &Leave, ui: &Ui) -> Result<(), Failure>
     }
     remove(&cluster, &doomed, deadline, ui).await?;
     ui.say(format!(
-        "{} is no member any more; nothing of Spillway is left in it",
+        "{} is no member any more; no object of Spillway is left in it",
         cluster.name
     ));
     Ok(())
@@ -217,9 +217,15 @@ fn why_not(last: &Farewell) -> Failure {
 /// Does the agent's part where it can't: tells the nodes itself, and waits for those that still answer.
 async fn forced(cluster: &Cluster, deadline: Instant, ui: &Ui) -> Result<(), Failure> {
     let api: Api<EgressPlan> = Api::all(cluster.client.clone());
-    if cluster.get(api.clone(), SINGLETON, "EgressPlan").await?.is_none() {
+    let Some(plan) = cluster.get(api.clone(), SINGLETON, "EgressPlan").await? else {
         return Ok(());
-    }
+    };
+    // Where the agent has told the nodes, they have had their time.
+    let patience = if plan.spec.teardown {
+        Duration::ZERO
+    } else {
+        FORCED
+    };
     let parameters = PatchParams {
         field_manager: Some(FIELD_MANAGER.into()),
         ..PatchParams::default()
@@ -234,7 +240,7 @@ async fn forced(cluster: &Cluster, deadline: Instant, ui: &Ui) -> Result<(), Fai
     let mut phase = ui.phase("nodes torn down");
     let mut waiting: Vec<String> = Vec::new();
     let all = wait::until(
-        deadline.min(Instant::now() + FORCED),
+        deadline.min(Instant::now() + patience),
         async || {
             let nodes = cluster
                 .list(Api::<EgressNode>::all(cluster.client.clone()), "EgressNodes")

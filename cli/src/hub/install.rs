@@ -21,6 +21,15 @@ pub async fn run(target: &Target, install: HubInstall, ui: &Ui) -> Result<(), Fa
         return output::print(&objects_text(&objects, install.output.unwrap_or(Format::Yaml))?);
     }
     let cluster = Cluster::connect(target).await?;
+    if let Some(release) = cluster.helm_release("spillway-hub").await? {
+        return Err(Failure::new(
+            Exit::Other,
+            format!("the Helm release {release} has installed the hub"),
+        )
+        .fix(format!(
+            "change it with Helm: helm upgrade {release} -n {NAMESPACE} …"
+        )));
+    }
     crate::join::preflight::rights(&cluster, &objects).await?;
     let deadline = Instant::now() + install.timeout;
     apply_all(&cluster, &objects, deadline, ui).await?;

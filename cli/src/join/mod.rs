@@ -30,12 +30,21 @@ pub async fn run(target: &Target, join: Join, ui: &Ui) -> Result<(), Failure> {
     }
     let token = token(&join)?;
     let cluster = Cluster::connect(target).await?;
+    let release = cluster.helm_release("spillway-member-agent").await?;
+    if release.is_some() {
+        objects.clear();
+    }
     preflight::rights(&cluster, &preflight::all_of(&objects)).await?;
     let before = preflight::not_joined(&cluster, &join).await?;
     preflight::kernel_and_version(&cluster, ui).await?;
 
     let deadline = Instant::now() + join.timeout;
-    apply_all(&cluster, &objects, deadline, ui).await?;
+    match release {
+        Some(release) => ui.say(format!(
+            "the Helm release {release} has installed the agents: they are left as they are"
+        )),
+        None => apply_all(&cluster, &objects, deadline, ui).await?,
+    }
     // The token first: an agent that sees the connection looks for it.
     cluster.apply(&objects::token_secret(&token)).await?;
     cluster.apply(&connection).await?;

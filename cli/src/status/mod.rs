@@ -1,5 +1,5 @@
-//! `spillway status`: what there is, what is wrong, what to do. Which side a cluster is on shows in its
-//! definitions; it may be both.
+//! `spillway status`: what there is, what is wrong, what to do. Which side a cluster is on shows in the
+//! API groups it serves; it may be both.
 
 pub mod hub;
 pub mod member;
@@ -7,6 +7,7 @@ pub mod member;
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use spillway_crds::{HUB_GROUP, MEMBER_GROUP};
 
 use crate::args::{Status, Target};
 use crate::cluster::Cluster;
@@ -51,16 +52,15 @@ pub struct Report {
 /// Prints the report.
 pub async fn run(target: &Target, status: &Status) -> Result<(), Failure> {
     let cluster = Cluster::connect(target).await?;
+    let groups = cluster.groups().await?;
+    let serves = |group: &str| groups.iter().any(|g| g == group);
     let mut report = Report::default();
-    if cluster.has_definition("members.spillway.io").await? {
+    if serves(HUB_GROUP) {
         let (hub, problems) = hub::read(&cluster).await?;
         report.hub = Some(hub);
         report.problems.extend(problems);
     }
-    if cluster
-        .has_definition("hubconnections.member.spillway.io")
-        .await?
-    {
+    if serves(MEMBER_GROUP) {
         let (member, problems) = member::read(&cluster).await?;
         report.member = Some(member);
         report.problems.extend(problems);
