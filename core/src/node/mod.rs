@@ -5,7 +5,7 @@
 //!            ├► held     what this node carries as a gateway: grants, egress IPs, proxies
 //!            ├► select   pods into classes; flatten: a class's overlapping policies into disjoint intervals
 //!            ├► index    a number a gateway in use: mark, rule, table
-//!            ├► ruleset  one nftables table out of all these
+//!            ├► ruleset  one nftables table out of all these, with its sets
 //!            └► flows    which connection-tracking entries agree with it
 //! ```
 
@@ -19,10 +19,13 @@ pub mod index;
 pub mod inputs;
 pub mod interval;
 pub mod nft;
+#[cfg(test)]
+mod oracle_tests;
 mod peers;
 mod problems;
 mod ruleset;
 mod select;
+mod sets;
 pub mod state;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,159 @@
+//! The compiler against an oracle that decides for one pod and one destination, straight from the words of
+//! the plan.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use spillway_crds::address::AddressPair;
+use spillway_crds::hub::{Destinations, OnUnavailable};
+use spillway_crds::member::{PlannedPolicySpec, PlannedThrough, PolicyRef};
+
+use super::flows::Verdict;
+use super::inputs::NodeInputs;
+use super::{compile, fixtures};
+
+/// Destinations crowd around this address.
+const BASE: u32 = u32::from_be_bytes([198, 51, 100, 0]);
+
+fn cidrs() -> impl Strategy<Value = Vec<String>> {
+    prop::collection::vec((24u8..=32, 0u32..32), 0..3).prop_map(|list| {
+        let net = |(length, low)| IpNet::new(Ipv4Addr::from(BASE + low).into(), length);
+        list.into_iter()
+            .map(|n| net(n).expect("length").trunc().to_string())
+            .collect()
+    })
+}
+
+prop_compose! {
+    fn policy()(
+        name in "[a-d]",
+        created in 0i64..3,
+        app in "[xy]",
+        cidrs in cidrs(),
+        except in cidrs(),
+        through in prop::collection::vec(0usize..3, 0..3),
+        block in any::<bool>(),
+    ) -> PlannedPolicySpec {
+        PlannedPolicySpec {
+            source: PolicyRef { namespace: Some("payments".into()), name },
+            created,
+            namespaces: None,
+            pods: fixtures::app(&app),
+            to: Destinations { cidrs, except },
+            through: through
+                .into_iter()
+                .map(|g| PlannedThrough { gateway: format!("g{g}"), identity: identity(g) })
+                .collect(),
+            on_unavailable: if block { OnUnavailable::Block } else { OnUnavailable::NodeIP },
+        }
+    }
+}
+
+fn identity(gateway: usize) -> u16 {
+    u16::try_from(gateway).expect("few") + 10
+}
+
+prop_compose! {
+    /// Gateways g0 to g2, each with or without a ready node and an IPv4 egress IP.
+    fn inputs()(
+        policies in prop::collection::btree_map("[a-d]", policy(), 0..4),
+        gateways in prop::collection::vec((any::<bool>(), prop::bool::weighted(0.8)), 3),
+    ) -> NodeInputs {
+        let mut inputs = fixtures::source();
+        inputs.pods = vec![
+            fixtures::pod("x", "x", &["10.244.0.5"]),
+            fixtures::pod("y", "y", &["10.244.0.6"]),
+        ];
+        if let Some(plan) = &mut inputs.plan {
+            // One object a name, as in any API server.
+            plan.policies = policies
+                .into_iter()
+                .map(|(name, mut p)| { p.source.name = name; p })
+                .collect();
+            plan.gateways = gateways
+                .into_iter()
+                .enumerate()
+                .map(|(g, (ready, v4))| {
+                    let egress = AddressPair { ipv4: v4.then(|| format!("203.0.113.{g}")), ipv6: None };
+                    let nodes = if ready { vec![fixtures::node_ref("b", "b-1")] } else { Vec::new() };
+                    fixtures::gateway_of(&format!("g{g}"), identity(g), egress, nodes, false)
+                })
+                .collect();
+        }
+        inputs
+    }
+}
+
+/// What the plan says about one packet.
+fn oracle(inputs: &NodeInputs, app: &str, destination: IpAddr) -> Option<Verdict> {
+    let plan = inputs.plan.as_ref().expect("a plan");
+    let within = |list: &[String]| {
+        list.iter()
+            .map(|c| c.parse::<IpNet>().expect("CIDR"))
+            .filter(|c| c.contains(&destination))
+            .map(|c| c.prefix_len())
+            .max()
+    };
+    let mut claims: Vec<(u8, i64, &str, &PlannedPolicySpec)> = Vec::new();
+    for policy in plan.policies.iter().filter(|p| p.pods == fixtures::app(app)) {
+        let length = if policy.to.cidrs.is_empty() {
+            Some(0)
+        } else {
+            within(&policy.to.cidrs)
+        };
+        if let Some(length) = length.filter(|_| within(&policy.to.except).is_none()) {
+            claims.push((u8::MAX - length, policy.created, &policy.source.name, policy));
+        }
+    }
+    claims.sort_by_key(|(length, created, name, _)| (*length, *created, *name));
+    let (_, _, _, policy) = claims.first()?;
+    for through in &policy.through {
+        let gateway = plan.gateways.iter().find(|g| g.gateway == through.gateway)?;
+        if !gateway.nodes.is_empty() {
+            let has = gateway.identities[0].egress_ip.ipv4.is_some();
+            return Some(if has {
+                Verdict::Identity(through.identity)
+            } else {
+                Verdict::Block
+            });
+        }
+    }
+    (policy.on_unavailable == OnUnavailable::Block).then_some(Verdict::Block)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn every_packet_goes_where_the_plan_says(inputs in inputs(), far in any::<u32>()) {
+        let state = compile(&inputs);
+        for (pod, app) in [("10.244.0.5", "x"), ("10.244.0.6", "y")] {
+            let pod: IpAddr = pod.parse().expect("address");
+            let near = (0..40).map(|low| BASE + low).chain([BASE - 1, BASE + 255, BASE + 256, far]);
+            for destination in near.map(|a| IpAddr::from(Ipv4Addr::from(a))) {
+                let found = state.flows.pods.get(&pod).and_then(|class| {
+                    let class = &state.flows.classes[class];
+                    class.iter().find(|(i, _)| i.contains(destination)).map(|(_, v)| *v)
+                });
+                prop_assert_eq!(found, oracle(&inputs, app, destination), "{} to {}", app, destination);
+            }
+        }
+    }
+
+    #[test]
+    fn every_chain_and_set_that_is_named_exists(inputs in inputs()) {
+        let table = compile(&inputs).ruleset.expect("a table");
+        let rules: Vec<&String> = table.chains.values().flat_map(|c| &c.rules).collect();
+        for word in rules.iter().flat_map(|r| r.split(' ')) {
+            if let Some(set) = word.strip_prefix('@') {
+                prop_assert!(table.sets.contains_key(set), "{}", set);
+            }
+        }
+        for value in table.sets.values().flat_map(|s| s.elements.values()).flatten() {
+            if let super::nft::Atom::Jump(chain) | super::nft::Atom::Goto(chain) = value {
+                prop_assert!(table.chains.contains_key(chain), "{}", chain);
+            }
+        }
+    }
+}
