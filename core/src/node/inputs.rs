@@ -13,7 +13,7 @@ use spillway_crds::member::{
 use super::interval::Family;
 use super::state::Facts;
 
-/// Inputs of [`super::compile`].
+/// Inputs of [`super::compile()`].
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct NodeInputs {
     /// Kubernetes name of this node.

@@ -120,7 +120,7 @@ pub(super) fn select(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Sel
 }
 
 /// What a policy claims and leaves alone. An entry that can't be read is left out: the hub has refused
-/// such a policy, and [`super::problems`] names it.
+/// such a policy, and [`super::problems()`] names it.
 fn destinations(policy: &PlannedPolicySpec) -> (Vec<IpNet>, Vec<IpNet>) {
     let read = |list: &[String]| -> Vec<IpNet> {
         list.iter()
