@@ -129,18 +129,14 @@ impl Federation {
 
     /// Pastes the join command into a shell of the member's operator.
     pub async fn join(&self, member: &str, token: &Token) -> Result<String> {
-        let (code, said) = self
-            .run_join(member, token, &["--image-tag", "dev"], None)
-            .await?;
+        let (code, said) = self.run_join(member, token, &[], None).await?;
         ensure!(code == 0, "join ended with {code}:\n{said}");
         Ok(said)
     }
 
     /// The same, expecting it to fail and to say each of `words`; then clears what it left.
     pub async fn join_fails(&self, member: &str, token: &Token, words: &[&str]) -> Result<()> {
-        let (code, said) = self
-            .run_join(member, token, &["--image-tag", "dev", "--timeout", "60s"], None)
-            .await?;
+        let (code, said) = self.run_join(member, token, &["--timeout", "60s"], None).await?;
         ensure!(code != 0, "join succeeded:\n{said}");
         for word in words {
             ensure!(
@@ -168,9 +164,7 @@ impl Federation {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), config.to_string())?;
         let path = file.path().to_string_lossy().into_owned();
-        let (code, said) = self
-            .run_join(member, token, &["--image-tag", "dev"], Some(&path))
-            .await?;
+        let (code, said) = self.run_join(member, token, &[], Some(&path)).await?;
         cluster.kubectl(&["delete", "serviceaccount", "nobody"]).await?;
         ensure!(code != 0, "join succeeded without rights:\n{said}");
         ensure!(

@@ -97,9 +97,6 @@ impl Federation {
             }
         };
         let federation = Self::on(arena).await?;
-        if kept.is_some() {
-            federation.arena.load_workspace().await?;
-        }
         federation.install_hub().await.context("installing the hub")?;
         for (member, region) in [("a", "region=eu"), ("b", "region=eu")] {
             if federation.member_exists(member).await? {
@@ -115,8 +112,12 @@ impl Federation {
         Ok(federation)
     }
 
-    /// A federation on an arena that is up, with nothing installed yet.
+    /// A federation on an arena that is up, with nothing installed yet but the images.
     pub async fn on(arena: Arena) -> Result<Self> {
+        arena
+            .load_workspace()
+            .await
+            .context("giving the nodes the workspace's images")?;
         let mut clusters = BTreeMap::new();
         for name in ["hub", "a", "b"] {
             clusters.insert(name.to_owned(), arena.cluster(name).await?);
