@@ -274,6 +274,23 @@ async fn the_outside_sees_the_egress_ip_and_nothing_else_changes() {
     }
     assert_eq!(lab.seen().split_whitespace().collect::<Vec<_>>(), [EIP4, EIP6]);
 
+    for server in SERVERS {
+        // IPv6 senders cut to size themselves: the pod from its second packet on, the server, told by the
+        // gateway through its NAT, from its second reply on.
+        let (ok, output) = lab
+            .pod
+            .attempt(&format!("ping -n -c4 -i0.2 -W1 -s 4000 {server}"));
+        assert!(ok, "in fragments to {server}: {output}");
+        // 1,468 and 1,488 bytes with the headers: more than the tunnel carries, less than the pod's own device.
+        let (ok, output) = lab
+            .pod
+            .attempt(&format!("ping -n -c2 -W1 -M do -s 1440 {server}"));
+        assert!(
+            !ok && output.contains("1450"),
+            "the path's MTU is told for {server}: {output}"
+        );
+    }
+
     lab.forget();
     // An excepted destination, an unselected one, and a pod that isn't selected.
     assert_eq!(lab.tcp(&lab.pod, "198.51.100.9"), Some(ip("10.0.0.1")));

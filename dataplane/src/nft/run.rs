@@ -11,7 +11,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::{Difference, FAMILY, Observed, difference, parse};
-use crate::{Changes, Error, Result};
+use crate::{Changes, Error, Operation, Result};
 
 /// A transaction of ten thousands of elements takes seconds; one that takes this long is stuck.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -84,12 +84,15 @@ impl Nft {
             return Ok(first.changes);
         }
         let whole = desired.map(super::whole);
+        let mut changes = first.changes;
+        let replaced = format!("table {FAMILY} {} (replaced: ", self.table);
         if let Err(error) = transaction(&first.script).await {
             let Some(whole) = whole.as_ref().filter(|_| !first.replaces) else {
                 return Err(error);
             };
             tracing::warn!(%error, "nft refused an update of our table; replacing the whole table");
             transaction(whole).await?;
+            changes.push(Operation::Change, format!("{replaced}nft refused an update)"));
         }
         // What we have just written is by definition ours, whatever was known before.
         self.fingerprints.clear();
@@ -97,6 +100,10 @@ impl Nft {
         if let (false, Some(whole)) = (left.changes.is_empty() || first.replaces, whole.as_ref()) {
             tracing::warn!(left = %left.changes, "an update of our table left differences; replacing the whole table");
             transaction(whole).await?;
+            changes.push(
+                Operation::Change,
+                format!("{replaced}an update left differences)"),
+            );
             (observed, left) = self.compare(desired).await?;
         }
         if !left.changes.is_empty() {
@@ -106,7 +113,7 @@ impl Nft {
             });
         }
         self.learn(observed.as_ref());
-        Ok(first.changes)
+        Ok(changes)
     }
 
     fn learn(&mut self, observed: Option<&Observed>) {
