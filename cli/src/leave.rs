@@ -110,8 +110,8 @@ struct Farewell {
     left: bool,
     /// All ready nodes are torn down.
     torn_down: bool,
-    /// Why the hub wasn't told, where it wasn't.
-    hub: Option<String>,
+    /// Why the hub wasn't told, where it wasn't: reason and message.
+    hub: Option<(String, String)>,
     /// Nodes that aren't torn down.
     waiting: Vec<String>,
     /// How many nodes are torn down, and how many there are.
@@ -134,7 +134,7 @@ fn farewell(connection: &HubConnection, nodes: &[EgressNode]) -> Farewell {
         .collect();
     let hub = find(ConditionType::Connected)
         .filter(|c| c.status == "False" && c.reason != "Left" && c.reason != "NotEnrolled")
-        .map(|c| format!("{}: {}", c.reason, c.message));
+        .map(|c| (c.reason.clone(), c.message.clone()));
     Farewell {
         left: connection.status.as_ref().is_some_and(|s| s.left),
         torn_down: find(ConditionType::Programmed).is_some_and(|c| c.reason == "TornDown"),
@@ -173,7 +173,7 @@ async fn goodbye(cluster: &Cluster, deadline: Instant, force: bool, ui: &Ui) -> 
                 last.nodes.1,
                 last.hub
                     .as_ref()
-                    .map(|why| format!(", hub not told ({why})"))
+                    .map(|(reason, _)| format!(", hub not told ({reason})"))
                     .unwrap_or_default()
             ));
             Ok((last.left || (force && last.torn_down && last.hub.is_some())).then(|| last.clone()))
@@ -201,7 +201,7 @@ async fn goodbye(cluster: &Cluster, deadline: Instant, force: bool, ui: &Ui) -> 
 
 fn why_not(last: &Farewell) -> Failure {
     match (&last.hub, last.waiting.is_empty() || last.torn_down) {
-        (Some(why), true) => Failure::new(Exit::HubUnreachable, format!("the nodes are torn down, but the hub was not told ({why})"))
+        (Some((reason, message)), true) => Failure::new(Exit::HubUnreachable, format!("the nodes are torn down, but the hub was not told ({reason})\n  the agent says: {message}"))
             .fix("run it again when the hub can be reached")
             .fix("or leave without telling it: spillway leave --force; then, on the hub: kubectl delete member NAME"),
         (_, false) => Failure::new(Exit::TimedOut, format!("these nodes have not removed what they programmed: {}", last.waiting.join(", ")))

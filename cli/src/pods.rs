@@ -1,10 +1,15 @@
 //! Why a workload's pods don't run.
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
 use kube::api::{Api, ListParams};
+use spillway_crds::NAMESPACE;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, reference};
 use crate::failure::{Exit, Failure};
+
+/// Events live for an hour; older ones than this may speak of what has been mended.
+const RECENT: SignedDuration = SignedDuration::from_secs(60);
 
 /// What keeps pods from running.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -64,13 +69,44 @@ pub async fn trouble(cluster: &Cluster, app: &str) -> Result<Option<Trouble>, Fa
         .list(&ListParams::default().labels(&selector))
         .await
         .map_err(|err| Failure::kube("listing pods", &err))?;
-    if let Some(found) = pods.items.iter().find_map(of_pod) {
+    let image = template_image(cluster, app).await?;
+    let current: Vec<&Pod> = pods
+        .items
+        .iter()
+        .filter(|pod| is_current(pod, image.as_deref()))
+        .collect();
+    if let Some(found) = current.iter().find_map(|pod| of_pod(pod)) {
         return Ok(Some(found));
     }
-    if pods.items.is_empty() {
+    if current.is_empty() {
         return refused(cluster, app).await;
     }
     Ok(None)
+}
+
+/// The image that the workload named `app` asks for now.
+async fn template_image(cluster: &Cluster, app: &str) -> Result<Option<String>, Failure> {
+    let kind = if app == "spillway-node-agent" {
+        "DaemonSet"
+    } else {
+        "Deployment"
+    };
+    let workload = reference("apps/v1", kind, Some(NAMESPACE), app);
+    let found = cluster.get(cluster.api(&workload), app, kind).await?;
+    Ok(found.and_then(|object| {
+        let image = object.data.pointer("/spec/template/spec/containers/0/image")?;
+        Some(image.as_str()?.to_owned())
+    }))
+}
+
+/// Neither on its way out nor left over from the image before: its trouble may be what was just mended.
+fn is_current(pod: &Pod, image: Option<&str>) -> bool {
+    let own = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.containers.first())
+        .and_then(|c| c.image.as_deref());
+    pod.metadata.deletion_timestamp.is_none() && (image.is_none() || own == image)
 }
 
 /// The event by which a controller says that its pods are refused.
@@ -81,10 +117,17 @@ async fn refused(cluster: &Cluster, app: &str) -> Result<Option<Trouble>, Failur
         .await
         .map_err(|err| Failure::kube("listing events", &err))?;
     let about = |e: &&Event| {
-        e.involved_object
+        let named = e
+            .involved_object
             .name
             .as_deref()
-            .is_some_and(|n| n.starts_with(app))
+            .is_some_and(|n| n.starts_with(app));
+        let last = e
+            .last_timestamp
+            .as_ref()
+            .map(|t| t.0)
+            .or(e.event_time.as_ref().map(|t| t.0));
+        named && last.is_none_or(|at| Timestamp::now().duration_since(at) < RECENT)
     };
     Ok(events.items.iter().rev().find(about).map(|event| Trouble {
         object: format!(
@@ -184,6 +227,21 @@ mod tests {
             "one crash may be bad timing"
         );
         assert_eq!(of_pod(&pod(json!({"phase": "Running"}))), None);
+    }
+
+    #[test]
+    fn pods_of_the_image_before_are_not_blamed() {
+        let pod = |more: serde_json::Value| -> Pod {
+            let mut value =
+                json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a", "image": "hub:2"}]}});
+            if !more.is_null() {
+                value["metadata"]["deletionTimestamp"] = more;
+            }
+            serde_json::from_value(value).expect("a pod")
+        };
+        assert!(is_current(&pod(json!(null)), Some("hub:2")));
+        assert!(!is_current(&pod(json!(null)), Some("hub:3")));
+        assert!(!is_current(&pod(json!("2026-01-01T00:00:00Z")), Some("hub:2")));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::Api;
 use serde::Serialize;
 use spillway_crds::ConditionType;
@@ -12,7 +13,7 @@ use spillway_crds::hub::{
 use super::{Problem, cell, or_dash, problem_of};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, pods};
 
 /// What there is on a hub.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -20,6 +21,8 @@ use crate::output;
 pub struct HubReport {
     /// The hub's ID; absent until it has run.
     pub hub_id: Option<String>,
+    /// `ready/wanted` replicas; absent where the hub isn't installed.
+    pub replicas: Option<String>,
     /// Members by name.
     pub members: Vec<MemberLine>,
     /// Gateways by name.
@@ -107,6 +110,30 @@ pub async fn read(cluster: &Cluster) -> Result<(HubReport, Vec<Problem>), Failur
         )
         .await?;
     let (mut report, mut problems) = judge(&members, &gateways, &own, &wide);
+    let deployment: Option<Deployment> = cluster.get(cluster.ours(), "spillway-hub", "Deployment").await?;
+    if let Some(deployment) = &deployment {
+        let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+        let ready = deployment
+            .status
+            .as_ref()
+            .and_then(|s| s.ready_replicas)
+            .unwrap_or(0);
+        report.replicas = Some(format!("{ready}/{wanted}"));
+        if ready == 0 {
+            problems.insert(
+                0,
+                Problem::new(
+                    "hub",
+                    "no replica is ready: members keep the plan they have, and changes wait",
+                    "kubectl get pods -n spillway-system; spillway hub install --wait starts it and says why pods don't start",
+                ),
+            );
+        }
+    }
+    if let Some(trouble) = pods::trouble(cluster, "spillway-hub").await? {
+        let failure = trouble.failure();
+        problems.push(Problem::new("hub", failure.what, failure.fix.join("; ")));
+    }
     match info {
         Some(info) => report.hub_id = Some(info.hub_id),
         None => problems.insert(
@@ -281,7 +308,11 @@ fn both(object: &str, conditions: &[spillway_crds::Condition], problems: &mut Ve
 
 /// Tables for people.
 pub fn text(report: &HubReport) -> String {
-    let mut out = format!("HUB {}\n\n", or_dash(report.hub_id.as_deref()));
+    let mut out = format!("HUB {}", or_dash(report.hub_id.as_deref()));
+    if let Some(replicas) = &report.replicas {
+        let _ = write!(out, ", {replicas} replicas ready");
+    }
+    out.push_str("\n\n");
     let rows: Vec<Vec<String>> = report
         .members
         .iter()
