@@ -1,14 +1,15 @@
-//! The table through many random states: every step is an update that the kernel takes, and leads to exactly what
-//! was asked for.
+//! The table alone: updates element by element, and from any state to any other.
 
 mod support;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use spillway_core::node::nft::{Atom, Chain, Hook, Ruleset, Set};
 use spillway_core::node::state::DesiredState;
 use spillway_dataplane::Kernel;
+use support::fixture::{self, chain, ip, set};
 use support::{Namespace, privileged};
 
 /// A small generator, so that a failure repeats itself.
@@ -215,4 +216,114 @@ async fn any_table_becomes_any_other_by_updates() {
             assert!(node.kernel().plan(&desired).await.expect("plan").is_empty());
         }
     }
+}
+
+/// Elements change one by one, chains as wholes, and the rest is left alone.
+#[tokio::test]
+async fn a_pod_more_is_an_element_more() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = fixture::node();
+    let kernel = node.kernel();
+    let mut desired = fixture::desired();
+    kernel.apply(&desired).await.expect("apply");
+    let counted = "nft list chain inet spillway egress_7";
+    let handles = node.run("nft -a list table inet spillway | grep -o 'chain.*handle.*\\|comment.*handle.*'");
+    if let Some(ruleset) = &mut desired.ruleset {
+        let pods = ruleset.sets.get_mut("pods4").expect("set");
+        for n in 1..=250_u8 {
+            let pod = Atom::Ip(IpAddr::from([10, 1, 1, n]));
+            pods.elements
+                .insert(vec![pod], Some(Atom::Jump("class_1".into())));
+        }
+    }
+    let done = kernel.apply(&desired).await.expect("apply");
+    assert_eq!(done.len(), 250);
+    assert_eq!(
+        node.run("nft -a list table inet spillway | grep -o 'chain.*handle.*\\|comment.*handle.*'"),
+        handles,
+        "no rule was touched"
+    );
+    if let Some(ruleset) = &mut desired.ruleset {
+        ruleset
+            .chains
+            .get_mut("guard")
+            .expect("chain")
+            .rules
+            .push("meta mark 5 drop".into());
+        ruleset.chains.insert(
+            "class_2".into(),
+            chain(None, &["ip daddr @new return", "goto egress_7"]),
+        );
+        ruleset
+            .sets
+            .insert("new".into(), set("ipv4_addr", None, true, []));
+        let pods = ruleset.sets.get_mut("pods4").expect("set");
+        pods.elements
+            .insert(vec![Atom::Ip(ip("10.1.1.1"))], Some(Atom::Jump("class_2".into())));
+    }
+    let done = kernel.apply(&desired).await.expect("apply");
+    assert!(done.iter().any(|c| c.object == "chain guard (2 rules)"), "{done}");
+    assert!(
+        !done.iter().any(|c| c.object.contains("table")),
+        "no replacement:\n{done}"
+    );
+    assert!(node.run(counted).contains("accept"));
+    let fewer = fixture::desired();
+    let done = kernel.apply(&fewer).await.expect("back");
+    assert!(done.iter().any(|c| c.object == "chain class_2"), "{done}");
+    assert!(
+        !done.iter().any(|c| c.object.contains("table")),
+        "no replacement:\n{done}"
+    );
+    assert!(kernel.apply(&fewer).await.expect("again").is_empty());
+}
+
+/// A node with thousands of pods is still told apart in well under a second.
+#[tokio::test]
+async fn thousands_of_elements_are_compared_in_time() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = fixture::node();
+    let kernel = node.kernel();
+    let mut desired = fixture::desired();
+    let sets = &mut desired.ruleset.as_mut().expect("table").sets;
+    for n in 0..5000_u16 {
+        let [high, low] = n.to_be_bytes();
+        let pod = vec![Atom::Ip(IpAddr::from([10, 2, high, low]))];
+        sets.get_mut("pods4")
+            .expect("set")
+            .elements
+            .insert(pod, Some(Atom::Jump("class_1".into())));
+        let net = format!(
+            "172.{}.{}.{}/28",
+            16 + (high >> 4),
+            (high << 4) | (low >> 4),
+            low << 4
+        );
+        let net = vec![Atom::Net(net.parse().expect("prefix"))];
+        sets.get_mut("dst_1_4")
+            .expect("set")
+            .elements
+            .insert(net, Some(Atom::Goto("egress_7".into())));
+    }
+    kernel.apply(&desired).await.expect("apply");
+    let started = std::time::Instant::now();
+    assert!(kernel.apply(&desired).await.expect("again").is_empty());
+    let same = started.elapsed();
+    let sets = &mut desired.ruleset.as_mut().expect("table").sets;
+    sets.get_mut("pods4")
+        .expect("set")
+        .elements
+        .remove(&vec![Atom::Ip(ip("10.2.0.7"))]);
+    let started = std::time::Instant::now();
+    assert_eq!(kernel.apply(&desired).await.expect("one less").len(), 1);
+    let one = started.elapsed();
+    eprintln!("10,000 elements: compared in {same:?}, one changed in {one:?}");
+    assert!(
+        same < Duration::from_secs(2) && one < Duration::from_secs(4),
+        "{same:?}, {one:?}"
+    );
 }

@@ -1,6 +1,6 @@
 //! The thread's inside: every socket, and the order of one apply.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -179,7 +179,10 @@ impl Worker {
 
         match self.steps(&links, desired, None) {
             Ok(steps) => {
-                let proxies_before = neighbours::proxies(&mut self.route)?;
+                let proxies_before = neighbours::proxies(&mut self.route).unwrap_or_else(|error| {
+                    failures.push(error);
+                    BTreeSet::new()
+                });
                 step::run(steps.build, &mut self.route, &mut done, &mut failures);
                 let new = desired.proxies.iter().filter(|p| {
                     links

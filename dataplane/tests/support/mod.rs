@@ -1,6 +1,8 @@
 //! Network namespaces for tests: made for one test, gone with it.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
+pub mod fixture;
+
 use std::fs::File;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,0 +1,111 @@
+//! What others do to what is ours is told of and repaired.
+
+mod support;
+
+use std::time::Duration;
+
+use spillway_dataplane::Kernel;
+use support::fixture::{desired, dump, node};
+use support::privileged;
+
+/// What is broken by hand is told of, and an apply restores exactly what was there.
+#[tokio::test]
+async fn drift_is_noticed_and_repaired() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let desired = desired();
+    kernel.apply(&desired).await.expect("apply");
+    let whole = dump(&node);
+    let mut drift = kernel.drift();
+    for (damage, silent) in [
+        ("ip rule del pref 20001", false),
+        ("ip -6 rule del pref 20001", false),
+        (
+            "ip route del default via 100.64.8.1 dev spillway0 table 5711001",
+            false,
+        ),
+        (
+            "ip route replace 203.0.113.10/32 dev eth0 metric 50 proto 87",
+            false,
+        ),
+        ("ip -6 route del unreachable default table 5711001", false),
+        ("ip route add 10.99.0.0/24 dev eth0 proto 87", false),
+        ("ip rule add pref 777 fwmark 9 lookup 999 protocol 87", false),
+        (
+            "bridge fdb del 02:53:64:40:08:01 dev spillway0 dst 192.0.2.2",
+            false,
+        ),
+        (
+            "bridge fdb replace 02:53:64:40:08:02 dev spillway0 dst 192.0.2.66",
+            false,
+        ),
+        (
+            "bridge fdb add 02:53:64:40:08:09 dev spillway0 dst 192.0.2.66",
+            false,
+        ),
+        ("ip neigh del 100.64.8.1 dev spillway0", false),
+        (
+            "ip neigh replace fd64:5711:2::1 lladdr 02:00:00:00:00:99 dev spillway0 nud permanent",
+            false,
+        ),
+        ("ip addr del 100.64.4.1/32 dev spillway0", false),
+        ("ip addr add 100.64.4.9/32 dev spillway0", false),
+        ("ip link set spillway0 mtu 1400", false),
+        ("ip link set spillway0 address 02:00:00:00:00:01", false),
+        ("ip link set spillway0 down", false),
+        ("ip link del spillway0", false),
+        (
+            "ip link del spillway0; ip link add spillway0 type vxlan id 5 dstport 5711 local 192.0.2.1",
+            false,
+        ),
+        ("ip link set eth0 down; ip link set eth0 up", false),
+        ("ip neigh del proxy 203.0.113.10 dev eth0", true),
+        ("ip -6 neigh del proxy 2001:db8:1::10 dev eth0", true),
+        ("sysctl -qw net.ipv4.conf.spillway0.rp_filter=1", true),
+        ("nft delete element inet spillway pods4 { 10.1.0.5 }", false),
+        (
+            "nft add element inet spillway pods4 { 10.1.0.6 : jump class_1 }",
+            false,
+        ),
+        (
+            "nft delete element inet spillway dst_1_4 { 198.51.102.1-198.51.102.9 }",
+            false,
+        ),
+        ("nft flush set inet spillway granted4", false),
+        ("nft flush chain inet spillway guard", false),
+        ("nft insert rule inet spillway guard accept", false),
+        ("nft add chain inet spillway extra", false),
+        ("nft add set inet spillway extra { type ipv4_addr\\; }", false),
+        ("nft flush ruleset", false),
+        ("nft add table inet spillway { flags dormant\\; }", false),
+        (
+            "c=$(nft -a list chain inet spillway guard | sed -n 's/.*comment \"\\(sw:[^\"]*\\)\".*/\\1/p'); \
+             nft flush chain inet spillway guard; nft add rule inet spillway guard accept comment \"\\\"$c\\\"\"",
+            false,
+        ),
+    ] {
+        drift.borrow_and_update();
+        node.run(damage);
+        if !silent {
+            tokio::time::timeout(Duration::from_secs(5), drift.changed())
+                .await
+                .unwrap_or_else(|_| panic!("nobody told of: {damage}"))
+                .expect("kernel thread");
+        }
+        let done = kernel
+            .apply(&desired)
+            .await
+            .unwrap_or_else(|e| panic!("after {damage}: {e}"));
+        assert!(!done.is_empty(), "nothing repaired after: {damage}");
+        assert_eq!(dump(&node), whole, "after {damage}, with\n{done}");
+        let again = kernel.apply(&desired).await.expect("apply again");
+        assert!(again.is_empty(), "after {damage}, a second apply wrote:\n{again}");
+    }
+    // Our own repairs didn't count as drift that would call for another.
+    let repairs = drift.borrow_and_update().repairs;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(drift.borrow().repairs, repairs, "own writes are no drift");
+}

@@ -1,0 +1,281 @@
+//! A node's desired state with one of everything, and the node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use spillway_core::node::nft::{Atom, Chain, Hook, Ruleset, Set};
+use spillway_core::node::state::{
+    DesiredState, ForwardingEntry, Neighbour, ProxyNeighbour, Route, RouteTarget, Rule, TunnelDevice,
+};
+
+use super::Namespace;
+
+pub fn ip(s: &str) -> IpAddr {
+    s.parse().expect("address")
+}
+
+pub fn chain(hook: Option<(&str, &str, i32)>, rules: &[&str]) -> Chain {
+    Chain {
+        hook: hook.map(|(kind, hook, priority)| Hook {
+            kind: kind.into(),
+            hook: hook.into(),
+            priority,
+        }),
+        rules: rules.iter().map(|r| (*r).to_owned()).collect(),
+    }
+}
+
+pub fn set(
+    key: &str,
+    value: Option<&str>,
+    interval: bool,
+    elements: impl IntoIterator<Item = (Vec<Atom>, Option<Atom>)>,
+) -> Set {
+    Set {
+        key: key.into(),
+        value: value.map(str::to_owned),
+        interval,
+        elements: elements.into_iter().collect(),
+    }
+}
+
+pub fn ruleset() -> Ruleset {
+    let net = |s: &str| Atom::Net(s.parse().expect("prefix"));
+    Ruleset {
+        family: "inet".into(),
+        table: "spillway".into(),
+        sets: BTreeMap::from([
+            (
+                "pods4".into(),
+                set(
+                    "ipv4_addr",
+                    Some("verdict"),
+                    false,
+                    [(vec![Atom::Ip(ip("10.1.0.5"))], Some(Atom::Jump("class_1".into())))],
+                ),
+            ),
+            (
+                "dst_1_4".into(),
+                set(
+                    "ipv4_addr",
+                    Some("verdict"),
+                    true,
+                    [
+                        (vec![net("198.51.100.0/24")], Some(Atom::Goto("egress_7".into()))),
+                        (
+                            vec![Atom::Range(ip("198.51.101.0"), ip("198.51.101.127"))],
+                            Some(Atom::Goto("egress_7".into())),
+                        ),
+                        (
+                            vec![Atom::Range(ip("198.51.102.1"), ip("198.51.102.9"))],
+                            Some(Atom::Drop),
+                        ),
+                        (vec![net("0.0.0.0/3")], Some(Atom::Drop)),
+                    ],
+                ),
+            ),
+            (
+                "granted4".into(),
+                set(
+                    "ipv4_addr . mark",
+                    None,
+                    true,
+                    [
+                        (vec![net("100.64.4.0/22"), Atom::Number(7)], None),
+                        (vec![net("100.64.8.0/22"), Atom::Number(7)], None),
+                    ],
+                ),
+            ),
+            (
+                "local6".into(),
+                set("ipv6_addr", None, true, [(vec![net("fd00::/8")], None)]),
+            ),
+            (
+                "snat4".into(),
+                set(
+                    "mark",
+                    Some("ipv4_addr"),
+                    false,
+                    [(vec![Atom::Number(7)], Some(Atom::Ip(ip("203.0.113.10"))))],
+                ),
+            ),
+        ]),
+        chains: BTreeMap::from([
+            ("class_1".into(), chain(None, &["ip daddr vmap @dst_1_4"])),
+            (
+                "egress_7".into(),
+                chain(
+                    None,
+                    &[
+                        "ct state new ct mark set ct mark & 0xffff0000 | 0x7",
+                        "counter accept",
+                    ],
+                ),
+            ),
+            (
+                "classify".into(),
+                chain(
+                    Some(("filter", "prerouting", -90)),
+                    &[
+                        "ct direction original ip saddr vmap @pods4",
+                        "ip6 daddr @local6 return",
+                    ],
+                ),
+            ),
+            (
+                "translate".into(),
+                chain(
+                    Some(("nat", "postrouting", 90)),
+                    &["oifname != \"spillway0\" snat ip to ct mark map @snat4"],
+                ),
+            ),
+            (
+                "guard".into(),
+                chain(
+                    Some(("filter", "postrouting", 300)),
+                    &["iifname \"spillway0\" ip saddr . ct mark != @granted4 counter drop"],
+                ),
+            ),
+        ]),
+    }
+}
+
+pub fn desired() -> DesiredState {
+    let mac = |n| [2, 0x53, 100, 64, 8, n];
+    let device = || "spillway0".to_owned();
+    DesiredState {
+        tunnel: Some(TunnelDevice {
+            name: device(),
+            vni: 5711,
+            port: 5711,
+            mac: [2, 0x53, 100, 64, 4, 1],
+            mtu: 1450,
+            local: ip("192.0.2.1"),
+            addresses: ["100.64.4.1/32", "fd64:5711:1::1/128"]
+                .iter()
+                .map(|a| a.parse().expect("prefix"))
+                .collect(),
+        }),
+        forwarding: BTreeSet::from([
+            ForwardingEntry {
+                mac: mac(1),
+                remote: ip("192.0.2.2"),
+            },
+            ForwardingEntry {
+                mac: mac(2),
+                remote: ip("192.0.2.3"),
+            },
+        ]),
+        neighbours: BTreeSet::from([
+            Neighbour {
+                address: ip("100.64.8.1"),
+                mac: mac(1),
+            },
+            Neighbour {
+                address: ip("fd64:5711:2::1"),
+                mac: mac(1),
+            },
+        ]),
+        routes: BTreeSet::from([
+            Route {
+                table: 5_711_001,
+                destination: "0.0.0.0/0".parse().expect("prefix"),
+                metric: 0,
+                target: RouteTarget::Device {
+                    device: device(),
+                    via: Some(ip("100.64.8.1")),
+                    mtu: 1450,
+                },
+            },
+            Route {
+                table: 5_711_001,
+                destination: "0.0.0.0/0".parse().expect("prefix"),
+                metric: 9999,
+                target: RouteTarget::Unreachable,
+            },
+            Route {
+                table: 5_711_001,
+                destination: "::/0".parse().expect("prefix"),
+                metric: 0,
+                target: RouteTarget::Device {
+                    device: device(),
+                    via: Some(ip("fd64:5711:2::1")),
+                    mtu: 0,
+                },
+            },
+            Route {
+                table: 5_711_001,
+                destination: "::/0".parse().expect("prefix"),
+                metric: 9999,
+                target: RouteTarget::Unreachable,
+            },
+            Route {
+                table: 254,
+                destination: "203.0.113.10/32".parse().expect("prefix"),
+                metric: 50,
+                target: RouteTarget::Device {
+                    device: device(),
+                    via: None,
+                    mtu: 0,
+                },
+            },
+            Route {
+                table: 254,
+                destination: "2001:db8:1::10/128".parse().expect("prefix"),
+                metric: 50,
+                target: RouteTarget::Device {
+                    device: device(),
+                    via: None,
+                    mtu: 0,
+                },
+            },
+        ]),
+        rules: [false, true]
+            .into_iter()
+            .map(|ipv6| Rule {
+                ipv6,
+                priority: 20_001,
+                mark: 0x0100_0000,
+                mask: 0xff00_0000,
+                table: 5_711_001,
+            })
+            .collect(),
+        proxies: BTreeSet::from([
+            ProxyNeighbour {
+                address: ip("203.0.113.10"),
+                device: "eth0".into(),
+            },
+            ProxyNeighbour {
+                address: ip("2001:db8:1::10"),
+                device: "eth0".into(),
+            },
+        ]),
+        sysctls: BTreeMap::from([
+            ("net/ipv4/conf/spillway0/rp_filter".to_owned(), "2".to_owned()),
+            ("net/ipv6/conf/eth0/proxy_ndp".to_owned(), "1".to_owned()),
+        ]),
+        ruleset: Some(ruleset()),
+        ..DesiredState::default()
+    }
+}
+
+/// A node with an uplink to a peer that does nothing.
+pub fn node() -> (Namespace, Namespace) {
+    let (node, peer) = (Namespace::new("node"), Namespace::new("peer"));
+    node.connect("eth0", &peer, "eth0");
+    node.address("eth0", &["192.0.2.1/24", "2001:db8::1/64"]);
+    node.run("ip route add default via 192.0.2.254");
+    peer.address("eth0", &["192.0.2.2/24", "2001:db8::2/64"]);
+    (node, peer)
+}
+
+/// Everything that `ip` and `nft` can tell about what is ours.
+pub fn dump(node: &Namespace) -> String {
+    node.run(
+        "ip -d link show spillway0 | sed -n '/vxlan/p;/ether/p;/alias/p'; ip -o addr show spillway0 | sed 's/ valid_lft.*//; s/^[0-9]*: //'; \
+         bridge fdb show dev spillway0 | sort; ip neigh show dev spillway0; ip -6 neigh show dev spillway0; \
+         ip route show table all proto 87; ip -6 route show table all proto 87; \
+         ip rule; ip -6 rule; ip neigh show proxy; ip -6 neigh show proxy; \
+         nft list table inet spillway | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'",
+    )
+}
