@@ -8,8 +8,8 @@ use clap_complete::Shell;
 use spillway_link::pki::Pin;
 
 use crate::output::Format;
-use crate::values::{Assignment, Endpoint, Label, ServiceType};
 use crate::wait::duration;
+use crate::words::{Assignment, Endpoint, Label, ServiceType};
 
 /// Federated Kubernetes egress: which pods leave through which gateway with which IP, across clusters.
 #[derive(Debug, Parser)]
@@ -157,13 +157,13 @@ pub enum TokenCommand {
 #[derive(Args, Debug)]
 pub struct TokenCreate {
     /// Name that the cluster gets in the federation: lower-case letters, digits and dashes, at most 63.
-    #[arg(value_parser = crate::values::member_name)]
+    #[arg(value_parser = crate::words::member_name)]
     pub name: String,
     /// Label of the member, for policies to select by; may be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<Label>,
     /// Network partition that the cluster's nodes are in.
-    #[arg(long, default_value = "default", value_parser = crate::values::member_name)]
+    #[arg(long, default_value = "default", value_parser = crate::words::member_name)]
     pub partition: String,
     /// How long the token can be used.
     #[arg(long, default_value = "1h", value_parser = duration)]
@@ -198,7 +198,7 @@ pub struct TokenRevoke {
 #[derive(Args, Debug)]
 pub struct Join {
     /// Name of this cluster in the federation, as given to `spillway token create`.
-    #[arg(value_parser = crate::values::member_name)]
+    #[arg(value_parser = crate::words::member_name)]
     pub name: String,
     /// Where the hub is; may be repeated, tried in order.
     #[arg(long = "endpoint", value_name = "HOST:PORT", required = true)]

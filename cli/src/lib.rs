@@ -26,6 +26,7 @@ pub mod ui;
 pub mod values;
 pub mod version;
 pub mod wait;
+pub mod words;
 
 use std::process::ExitCode;
 

@@ -1,9 +1,11 @@
 //! `spillway join`: from a kubeconfig and the printed command to a member whose nodes all have the plan.
 
 pub mod advice;
+pub mod enrolment;
 pub mod objects;
 pub mod phases;
 pub mod preflight;
+mod progress;
 
 use std::io::Read as _;
 
@@ -36,7 +38,6 @@ pub async fn run(target: &Target, join: Join, ui: &Ui) -> Result<(), Failure> {
     }
     preflight::rights(&cluster, &preflight::all_of(&objects)).await?;
     let before = preflight::not_joined(&cluster, &join).await?;
-    preflight::kernel_and_version(&cluster, ui).await?;
 
     let deadline = Instant::now() + join.timeout;
     match release {
@@ -48,7 +49,7 @@ pub async fn run(target: &Target, join: Join, ui: &Ui) -> Result<(), Failure> {
     // The token first: an agent that sees the connection looks for it.
     cluster.apply(&objects::token_secret(&token)).await?;
     cluster.apply(&connection).await?;
-    let since = phases::Since::applied(&cluster, before.as_ref()).await?;
+    let since = enrolment::Since::applied(&cluster, before.as_ref()).await?;
     let joined = phases::follow(&cluster, &join, &since, deadline, ui).await?;
     if let Some(format) = join.output {
         return output::print(&output::text(&joined, format)?);

@@ -6,7 +6,7 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use kube::api::Api;
 use serde::Serialize;
 use spillway_crds::SINGLETON;
-use spillway_crds::condition::{self, Condition, ConditionType};
+use spillway_crds::condition::ConditionType;
 use spillway_crds::member::{EgressNode, EgressPlan, HubConnection};
 use tokio::time::Instant;
 
@@ -14,42 +14,14 @@ use crate::args::Join;
 use crate::cluster::Cluster;
 use crate::failure::{Exit, Failure};
 use crate::join::advice::{self, Advice, Context};
+use crate::join::enrolment::{Enrolment, Since, connection, current, enrolment};
+use crate::join::progress::progress;
 use crate::pods::{self, Trouble};
 use crate::ui::{Phase, Ui};
 use crate::wait;
 
 /// How long a hub that can't be reached is tried before the join fails. The agent goes on trying.
 const HUB_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a refusal that was there before this join is taken for the earlier join's.
-const STALE: Duration = Duration::from_secs(10);
-
-/// Tells what the agent says about this join from what it said about an earlier one.
-#[derive(Clone, Debug)]
-pub struct Since {
-    generation: Option<i64>,
-    before: Option<Condition>,
-    until: Instant,
-}
-
-impl Since {
-    /// `before` is the connection as it was before this join applied its own. A new token doesn't move the
-    /// connection's generation, so the old refusal is also known by being exactly the same condition.
-    pub async fn applied(cluster: &Cluster, before: Option<&HubConnection>) -> Result<Self, Failure> {
-        Ok(Self {
-            generation: connection(cluster).await?.and_then(|c| c.metadata.generation),
-            before: before
-                .and_then(|c| current(c, ConditionType::Enrolled, None))
-                .cloned(),
-            until: Instant::now() + STALE,
-        })
-    }
-
-    fn enrolled<'a>(&self, connection: &'a HubConnection) -> Option<&'a Condition> {
-        current(connection, ConditionType::Enrolled, self.generation)
-            .filter(|c| self.before.as_ref() != Some(*c) || Instant::now() > self.until)
-    }
-}
 
 /// A finished join.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -90,12 +62,6 @@ pub async fn follow(
 
 fn short_pin(pin: &str) -> String {
     pin.chars().take(19).chain("...".chars()).collect()
-}
-
-async fn connection(cluster: &Cluster) -> Result<Option<HubConnection>, Failure> {
-    cluster
-        .get(Api::all(cluster.client.clone()), SINGLETON, "HubConnection")
-        .await
 }
 
 async fn agent_runs(cluster: &Cluster, deadline: Instant, mut phase: Phase) -> Result<(), Failure> {
@@ -165,48 +131,6 @@ fn late(what: &str, logs: &str) -> Failure {
         ))
         .fix("nothing is lost: the agents go on by themselves, and spillway status shows how far they are")
         .fix("give it longer with --timeout, or take everything back with spillway leave --force")
-}
-
-/// A condition that speaks of the connection as it is now, and not of an earlier try.
-fn current(connection: &HubConnection, kind: ConditionType, generation: Option<i64>) -> Option<&Condition> {
-    connection
-        .status
-        .as_ref()?
-        .conditions
-        .iter()
-        .find(|c| c.type_ == kind.as_str())
-        .filter(|c| c.observed_generation.is_none() || c.observed_generation >= generation)
-}
-
-/// What the agent says about enrolment.
-#[derive(Clone, Debug, PartialEq)]
-enum Enrolment {
-    /// It has said nothing yet, or is trying.
-    Trying,
-    /// It is enrolled.
-    Done,
-    /// It isn't, for a reason.
-    Not(Advice),
-}
-
-fn enrolment(connection: &HubConnection, join: &Join, since: &Since) -> Enrolment {
-    let Some(condition) = since.enrolled(connection) else {
-        return Enrolment::Trying;
-    };
-    match condition.status.as_str() {
-        "True" => Enrolment::Done,
-        "False" => {
-            let endpoints: Vec<String> = join.endpoints.iter().map(ToString::to_string).collect();
-            let context = Context {
-                member: &join.name,
-                endpoints: &endpoints,
-                pin: &join.pin.to_string(),
-                message: &condition.message,
-            };
-            Enrolment::Not(advice::for_reason(&condition.reason, &context))
-        }
-        _ => Enrolment::Trying,
-    }
 }
 
 /// True where the advice is about reaching the hub at all.
@@ -403,163 +327,4 @@ async fn nodes_ready(
     })?;
     phase.done(&format!("{nodes} of {nodes}"));
     Ok((digest, nodes))
-}
-
-/// How many nodes have the plan.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Progress {
-    digest: Option<String>,
-    ready: usize,
-    wanted: usize,
-    waiting: Vec<String>,
-}
-
-fn progress(plan: Option<&EgressPlan>, agents: Option<&DaemonSet>, nodes: &[EgressNode]) -> Progress {
-    let wanted = agents
-        .and_then(|d| d.status.as_ref())
-        .map_or(0, |s| s.desired_number_scheduled);
-    let digest = plan.map(|p| p.spec.digest.clone()).filter(|d| !d.is_empty());
-    let has = |node: &EgressNode| {
-        node.status.as_ref().is_some_and(|s| {
-            s.programmed.is_some()
-                && s.programmed == digest
-                && condition::holds(&s.conditions, ConditionType::Programmed)
-        })
-    };
-    let waiting = nodes
-        .iter()
-        .filter(|node| !has(node))
-        .map(|node| {
-            let name = node.metadata.name.clone().unwrap_or_default();
-            let conditions = node
-                .status
-                .as_ref()
-                .map(|s| s.conditions.as_slice())
-                .unwrap_or_default();
-            match conditions
-                .iter()
-                .find(|c| c.type_ == "Programmed" && !c.message.is_empty())
-            {
-                Some(c) => format!("{name}: {}", c.message),
-                None => format!("{name} says nothing yet"),
-            }
-        })
-        .collect();
-    Progress {
-        ready: nodes.iter().filter(|node| has(node)).count(),
-        wanted: usize::try_from(wanted).unwrap_or(0),
-        digest,
-        waiting,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn connection(status: &str, reason: &str, generation: i64) -> HubConnection {
-        serde_json::from_value(json!({
-            "apiVersion": "member.spillway.io/v1alpha1", "kind": "HubConnection", "metadata": {"name": "current"},
-            "spec": {"member": "fra-1", "endpoints": ["hub:1"], "caPin": "sha256:"},
-            "status": {"conditions": [{"type": "Enrolled", "status": status, "reason": reason, "message": "",
-                "observedGeneration": generation, "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
-        }))
-        .expect("a connection")
-    }
-
-    fn join() -> Join {
-        use clap::Parser as _;
-        let pin = format!("sha256:{}", "ab".repeat(32));
-        let words = [
-            "spillway",
-            "join",
-            "fra-1",
-            "--endpoint",
-            "hub:1",
-            "--ca-pin",
-            &pin,
-        ];
-        match crate::args::Arguments::try_parse_from(words)
-            .expect("parses")
-            .command
-        {
-            crate::args::Command::Join(join) => join,
-            _ => panic!("not a join"),
-        }
-    }
-
-    fn since(generation: i64, before: Option<&HubConnection>) -> Since {
-        Since {
-            generation: Some(generation),
-            before: before
-                .and_then(|c| current(c, ConditionType::Enrolled, None))
-                .cloned(),
-            until: Instant::now() + STALE,
-        }
-    }
-
-    #[test]
-    fn a_refusal_of_an_earlier_try_is_not_taken_for_this_one() {
-        let old = connection("False", "TokenExpired", 1);
-        assert_eq!(enrolment(&old, &join(), &since(2, None)), Enrolment::Trying);
-        assert_eq!(enrolment(&old, &join(), &since(1, Some(&old))), Enrolment::Trying);
-        assert!(matches!(
-            enrolment(&old, &join(), &since(1, None)),
-            Enrolment::Not(Advice::Stop(_))
-        ));
-        let late = Since {
-            until: Instant::now(),
-            ..since(1, Some(&old))
-        };
-        assert!(matches!(
-            enrolment(&old, &join(), &late),
-            Enrolment::Not(Advice::Stop(_))
-        ));
-        assert_eq!(
-            enrolment(&connection("True", "Enrolled", 2), &join(), &since(2, None)),
-            Enrolment::Done
-        );
-        let trying = connection("Unknown", "Enrolling", 2);
-        assert_eq!(enrolment(&trying, &join(), &since(2, None)), Enrolment::Trying);
-        assert!(matches!(
-            enrolment(
-                &connection("False", "HubUnreachable", 2),
-                &join(),
-                &since(2, None)
-            ),
-            Enrolment::Not(Advice::Wait(_))
-        ));
-    }
-
-    #[test]
-    fn a_node_counts_with_this_plan_in_its_kernel() {
-        let plan: EgressPlan = serde_json::from_value(json!({
-            "apiVersion": "member.spillway.io/v1alpha1", "kind": "EgressPlan", "metadata": {"name": "current"},
-            "spec": {"digest": "d2", "hubId": "h", "epoch": 1},
-        }))
-        .expect("a plan");
-        let agents: DaemonSet = serde_json::from_value(json!({"metadata": {}, "status": {
-            "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3,
-        }}))
-        .expect("a daemon set");
-        let node = |name: &str, programmed: &str, status: &str| -> EgressNode {
-            serde_json::from_value(json!({
-                "apiVersion": "member.spillway.io/v1alpha1", "kind": "EgressNode", "metadata": {"name": name}, "spec": {},
-                "status": {"programmed": programmed, "conditions": [{"type": "Programmed", "status": status,
-                    "reason": "X", "message": "nft: no", "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
-            }))
-            .expect("a node")
-        };
-        let nodes = [
-            node("n1", "d2", "True"),
-            node("n2", "d1", "True"),
-            node("n3", "d2", "False"),
-        ];
-        let found = progress(Some(&plan), Some(&agents), &nodes);
-        assert_eq!((found.ready, found.wanted), (1, 3));
-        assert_eq!(found.waiting, ["n2: nft: no", "n3: nft: no"]);
-        assert_eq!(progress(None, Some(&agents), &nodes).ready, 0);
-    }
 }

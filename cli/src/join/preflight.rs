@@ -1,4 +1,4 @@
-//! Checks before anything is changed: rights, an earlier join, what the nodes run.
+//! Checks before anything is changed: rights, and an earlier join.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,6 @@ use futures::stream::{self, StreamExt as _};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, PostParams};
 use serde_json::Value;
 use spillway_crds::condition::{self, ConditionType};
@@ -18,12 +17,9 @@ use crate::cluster::{Cluster, reference};
 use crate::failure::{Exit, Failure};
 use crate::join::objects::TOKEN_SECRET;
 use crate::manifest;
-use crate::ui::Ui;
 
 /// What an apply asks of the API server.
 const VERBS: [&str; 2] = ["create", "patch"];
-/// Oldest kernel whose VXLAN, nftables and conntrack do all that the node agent asks.
-const KERNEL: (u32, u32) = (5, 4);
 
 /// `objects` and what join adds to them.
 pub fn all_of(objects: &[Value]) -> Vec<Value> {
@@ -170,39 +166,6 @@ fn earlier(found: &HubConnection, join: &Join) -> Result<(), Failure> {
         .fix("to move it to another hub or name, take it out first: spillway leave"))
 }
 
-/// Warns of nodes whose kernel is too old.
-pub async fn kernel_and_version(cluster: &Cluster, ui: &Ui) -> Result<(), Failure> {
-    // Nodes are read to warn, no more: a user who may not list them may still join the cluster.
-    let Ok(nodes) = cluster
-        .list(Api::<Node>::all(cluster.client.clone()), "nodes")
-        .await
-    else {
-        return Ok(());
-    };
-    for node in &nodes {
-        let name = node.metadata.name.as_deref().unwrap_or_default();
-        let kernel = node
-            .status
-            .as_ref()
-            .and_then(|s| s.node_info.as_ref())
-            .map(|info| info.kernel_version.clone())
-            .unwrap_or_default();
-        if kernel_of(&kernel).is_some_and(|version| version < KERNEL) {
-            ui.warn(format!(
-                "node {name} runs Linux {kernel}; {}.{} is the oldest that is supported",
-                KERNEL.0, KERNEL.1
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Major and minor of a `uname -r`.
-fn kernel_of(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -269,12 +232,5 @@ mod tests {
         assert!(other.what.contains("as ber-1"), "{other}");
         let leaving = earlier(&found("fra-1", true, "True"), &join()).expect_err("leaving");
         assert!(leaving.what.contains("leaving"), "{leaving}");
-    }
-
-    #[test]
-    fn kernels_compare_by_number() {
-        assert_eq!(kernel_of("5.15.0-91-generic"), Some((5, 15)));
-        assert_eq!(kernel_of("6.18"), Some((6, 18)));
-        assert_eq!(kernel_of("unknown"), None);
     }
 }
