@@ -1,6 +1,8 @@
 //! The hub as its operators handle it.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use serde_json::Value;
 
 use super::{Federation, HUB_PORT, PATIENCE};
@@ -16,26 +18,6 @@ impl Hub<'_> {
     /// Runs kubectl against the hub.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.0.kubectl(args).await
-    }
-
-    /// What the API server says on refusing `object`.
-    pub async fn refusal_of(&self, object: &str) -> Result<String> {
-        match self
-            .0
-            .kubectl_with_input(&["create", "--dry-run=server", "-f", "-"], object)
-            .await
-        {
-            Ok(_) => bail!("the API server accepted {object}"),
-            Err(refusal) => Ok(refusal.to_string()),
-        }
-    }
-
-    /// The API server accepts `object`.
-    pub async fn accepts(&self, object: &str) -> Result<()> {
-        self.0
-            .kubectl_with_input(&["create", "--dry-run=server", "-f", "-"], object)
-            .await
-            .map(drop)
     }
 }
 
@@ -73,6 +55,33 @@ impl Federation {
     /// Applies objects on the hub.
     pub async fn apply_hub(&self, yaml: &str) -> Result<()> {
         self.clusters["hub"].apply(yaml).await.map(drop)
+    }
+
+    /// What a cluster's API server says to an object, without keeping it: nothing, or its refusal.
+    ///
+    /// A server-side apply, so that an object of that name may be there already.
+    pub async fn verdict(&self, cluster: &str, object: &Value) -> Result<Result<(), String>> {
+        let (group, version) = object["apiVersion"]
+            .as_str()
+            .and_then(|v| v.split_once('/'))
+            .context("an object of an API group")?;
+        let kind = object["kind"].as_str().context("a kind")?;
+        let name = object["metadata"]["name"].as_str().context("a name")?;
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        let client = self.cluster(cluster)?.client();
+        let api: Api<DynamicObject> = match object["metadata"]["namespace"].as_str() {
+            Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+            None => Api::all_with(client, &resource),
+        };
+        let parameters = PatchParams {
+            dry_run: true,
+            ..PatchParams::apply("spillway-e2e").force()
+        };
+        match api.patch(name, &parameters, &Patch::Apply(object)).await {
+            Ok(_) => Ok(Ok(())),
+            Err(kube::Error::Api(status)) => Ok(Err(status.message.clone())),
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// An object of the hub as JSON.

@@ -186,28 +186,3 @@ fn folder(toolbox: &Toolbox) -> anyhow::Result<PathBuf> {
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[ignore = "needs the toolbox and builds the workspace's programs"]
-    fn every_image_is_made_and_the_second_time_at_once() {
-        let toolbox = Toolbox::ensure(&[]).unwrap();
-        let make = || {
-            let mut images = workspace(&toolbox).unwrap();
-            images.push(pause(&toolbox).unwrap());
-            images.push(probe(&toolbox).unwrap());
-            images
-        };
-        let first = make();
-        let started = std::time::Instant::now();
-        assert_eq!(make(), first);
-        assert!(
-            started.elapsed() < std::time::Duration::from_secs(2),
-            "{:?}",
-            started.elapsed()
-        );
-    }
-}

@@ -173,4 +173,34 @@ mod tests {
             module.cache_name()
         );
     }
+
+    /// What is named here is what the arena starts; a missing one would show only after minutes of building.
+    #[test]
+    fn every_version_builds_every_program() {
+        let programs = [
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-proxy",
+            "kube-scheduler",
+            "kubectl",
+            "kubelet",
+        ];
+        let versions = KubernetesVersion::available().unwrap();
+        assert!(versions.len() > 1, "{versions:?}");
+        for version in versions {
+            let module = GoModule::kubernetes(&go_dir(), version).unwrap();
+            assert!(
+                module.ldflags.contains(&format!("gitVersion={version}")),
+                "{}",
+                module.ldflags
+            );
+            let pins = std::fs::read_to_string(module.dir.join("go.mod")).unwrap();
+            for program in programs {
+                assert!(
+                    pins.contains(&format!("k8s.io/kubernetes/cmd/{program}\n")),
+                    "{version} builds no {program}"
+                );
+            }
+        }
+    }
 }

@@ -292,8 +292,13 @@ mod tests {
             plan.cluster("a")?.nodes[1].pod_ranges[1].to_string(),
             "fd00:10:244:1::/64"
         );
+        let machines = plan.machines().count();
         let addresses: BTreeSet<_> = plan.machines().map(|m| m.ipv4).collect();
-        assert_eq!(addresses.len(), plan.machines().count());
+        assert_eq!(addresses.len(), machines);
+        let addresses: BTreeSet<_> = plan.machines().map(|m| m.ipv6).collect();
+        assert_eq!(addresses.len(), machines);
+        let namespaces: BTreeSet<_> = plan.machines().map(|m| &m.netns).collect();
+        assert_eq!(namespaces.len(), machines);
         assert_eq!(plan.machine("b/n1")?.ipv4.to_string(), "172.30.2.20");
         Ok(())
     }

@@ -1,9 +1,16 @@
 //! Scenarios on real clusters. `SCENARIO` (a scenario or a group) picks some; matching none is an error.
 //!
-//! All scenarios share one federation: a hub and two members whose pod ranges are the same. It comes
-//! up with the first scenario that runs and goes down after the last. Each scenario works in
-//! namespaces of its own, and leaves gateways and members as it found them.
+//! | group | what it needs |
+//! |---|---|
+//! | `arena` | clusters of its own: what the others take for granted about the arena |
+//! | `api` | a cluster of its own: a hub in this process against a real API server |
+//! | `federation` | a hub and two members whose pod ranges are the same |
+//!
+//! The scenarios of group `federation` share one: it comes up with the first that runs and goes down after
+//! the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
 
+mod api;
+mod arena;
 mod federation;
 mod shared;
 
@@ -18,7 +25,11 @@ fn main() -> ExitCode {
     // The scenarios break and repair one shared federation: one after the other.
     arguments.test_threads = Some(1);
     let stage = Stage::leaked();
-    let scenarios: Vec<Scenario> = federation::scenarios();
+    let scenarios: Vec<Scenario> = [arena::scenarios(), api::scenarios(), federation::scenarios()]
+        .into_iter()
+        .flatten()
+        .collect();
+    arguments.filter = arguments.filter.map(|f| whole_group(&scenarios, f));
     let wanted = scenarios.iter().filter(|s| selected(&arguments, &s.name)).count();
     if wanted == 0 {
         eprintln!("no scenario matches; there are:");
@@ -46,6 +57,16 @@ fn main() -> ExitCode {
         ExitCode::from(101)
     } else {
         ExitCode::SUCCESS
+    }
+}
+
+/// A group's name stands for its scenarios, and for no others with that word in their names.
+fn whole_group(scenarios: &[Scenario], filter: String) -> String {
+    let group = format!("{filter}::");
+    if scenarios.iter().any(|s| s.name.starts_with(&group)) {
+        group
+    } else {
+        filter
     }
 }
 

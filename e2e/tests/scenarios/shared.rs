@@ -8,20 +8,35 @@ use futures::future::BoxFuture;
 use spillway_e2e::federation::Federation;
 use tokio::runtime::Runtime;
 
-/// A story told to a federation.
+/// A story, and the stage it needs.
 pub(crate) struct Scenario {
     /// `group::name`.
     pub(crate) name: String,
     /// The story.
-    pub(crate) run: for<'a> fn(&'a Federation) -> BoxFuture<'a, Result<()>>,
+    pub(crate) story: Story,
 }
 
-/// Makes the list entry of a scenario that is an `async fn(&Federation) -> Result<()>`.
+/// What a story is told to.
+pub(crate) enum Story {
+    /// The federation that all these share.
+    Federation(for<'a> fn(&'a Federation) -> BoxFuture<'a, Result<()>>),
+    /// Clusters that it brings up and takes down itself.
+    Alone(fn() -> BoxFuture<'static, Result<()>>),
+}
+
+/// Makes the list entry of a scenario that is an `async fn(&Federation) -> Result<()>`, or, with `alone`,
+/// an `async fn() -> Result<()>`.
 macro_rules! scenario {
     ($group:literal, $module:ident :: $name:ident) => {
         crate::shared::Scenario {
             name: concat!($group, "::", stringify!($name)).to_owned(),
-            run: |federation| Box::pin($module::$name(federation)),
+            story: crate::shared::Story::Federation(|federation| Box::pin($module::$name(federation))),
+        }
+    };
+    ($group:literal, alone $module:ident :: $name:ident) => {
+        crate::shared::Scenario {
+            name: concat!($group, "::", stringify!($name)).to_owned(),
+            story: crate::shared::Story::Alone(|| Box::pin($module::$name())),
         }
     };
 }
@@ -43,9 +58,20 @@ impl Stage {
         }))
     }
 
-    /// Runs a scenario; brings the federation up if it is the first. On failure writes down what the
-    /// clusters and nodes looked like.
+    /// Runs a scenario. Where it is told to the federation, that comes up first if it isn't, and on failure
+    /// what the clusters and nodes looked like is written down.
     pub(crate) fn run(&self, scenario: &Scenario) -> Result<()> {
+        match scenario.story {
+            Story::Federation(story) => self.with_federation(&scenario.name, story),
+            Story::Alone(story) => self.runtime.block_on(timed(&scenario.name, story())),
+        }
+    }
+
+    fn with_federation(
+        &self,
+        name: &str,
+        story: for<'a> fn(&'a Federation) -> BoxFuture<'a, Result<()>>,
+    ) -> Result<()> {
         let mut guard = self.federation.lock().expect("scenarios run one after the other");
         self.runtime.block_on(async {
             if guard.is_none() {
@@ -56,15 +82,9 @@ impl Stage {
                 );
             }
             let federation = guard.as_ref().expect("just made");
-            let begin = Instant::now();
-            let outcome = (scenario.run)(federation).await;
-            eprintln!(
-                "    {} took {:.1} s",
-                scenario.name,
-                begin.elapsed().as_secs_f64()
-            );
+            let outcome = timed(name, story(federation)).await;
             if outcome.is_err() {
-                federation.diagnose(&scenario.name).await;
+                federation.diagnose(name).await;
             }
             outcome
         })
@@ -78,4 +98,12 @@ impl Stage {
             None => Ok(()),
         }
     }
+}
+
+/// Runs a story and says how long it took.
+async fn timed(name: &str, story: impl Future<Output = Result<()>>) -> Result<()> {
+    let begin = Instant::now();
+    let outcome = story.await;
+    eprintln!("    {name} took {:.1} s", begin.elapsed().as_secs_f64());
+    outcome
 }

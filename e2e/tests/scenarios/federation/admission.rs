@@ -1,62 +1,52 @@
 //! What the API server itself refuses, with a message that names the fix.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use serde_json::Value;
 use spillway_e2e::federation::Federation;
 
-/// (what is wrong, the object, what the refusal must say)
-const REFUSED: &[(&str, &str, &str)] = &[
-    (
-        "a destination with host bits",
-        "{apiVersion: spillway.io/v1alpha1, kind: FederatedClusterEgressPolicy, metadata: {name: x}, spec: {to: {cidrs: [198.51.100.7/24]}, through: [{gateway: frankfurt}]}}",
-        "host bits",
-    ),
-    (
-        "a destination that is no CIDR",
-        "{apiVersion: spillway.io/v1alpha1, kind: FederatedClusterEgressPolicy, metadata: {name: x}, spec: {to: {cidrs: [example.com]}, through: [{gateway: frankfurt}]}}",
-        "to.cidrs is a CIDR",
-    ),
-    (
-        "no gateway",
-        "{apiVersion: spillway.io/v1alpha1, kind: FederatedClusterEgressPolicy, metadata: {name: x}, spec: {through: []}}",
-        "spec.through",
-    ),
-    (
-        "an egress IP of the wrong family",
-        "{apiVersion: spillway.io/v1alpha1, kind: FederatedClusterEgressPolicy, metadata: {name: x}, spec: {through: [{gateway: frankfurt, egressIP: {ipv4: '2001:db8::1'}}]}}",
-        "ipv4 must be one IPv4 address",
-    ),
-    (
-        "a gateway without addresses",
-        "{apiVersion: spillway.io/v1alpha1, kind: EgressGateway, metadata: {name: x}, spec: {nodes: [{member: a}], addresses: {}}}",
-        "at least one entry",
-    ),
-    (
-        "a gateway without nodes",
-        "{apiVersion: spillway.io/v1alpha1, kind: EgressGateway, metadata: {name: x}, spec: {nodes: [], addresses: {ipv4: [203.0.113.99]}}}",
-        "spec.nodes",
-    ),
-    (
-        "an address range that is none",
-        "{apiVersion: spillway.io/v1alpha1, kind: EgressGateway, metadata: {name: x}, spec: {nodes: [{member: a}], addresses: {ipv4: [203.0.113.10-]}}}",
-        "a range",
-    ),
-    (
-        "an unknown word for onUnavailable",
-        "{apiVersion: spillway.io/v1alpha1, kind: FederatedClusterEgressPolicy, metadata: {name: x}, spec: {through: [{gateway: frankfurt}], onUnavailable: Perhaps}}",
-        "onUnavailable",
-    ),
-];
+/// An object, and what is wrong with it.
+#[derive(Deserialize)]
+struct Refused {
+    what: String,
+    says: String,
+    object: Value,
+}
 
-/// The real API server's verdict on bad objects, and on a good one.
-pub(crate) async fn the_api_server_refuses_what_it_should(fed: &Federation) -> Result<()> {
-    for (what, object, expected) in REFUSED {
-        let refusal = fed.hub().refusal_of(object).await?;
-        ensure!(
-            refusal.contains(expected),
-            "{what}: expected the refusal to say {expected:?}, it said: {refusal}"
-        );
+const ACCEPTED: &str = include_str!("../../../../crds/tests/examples/accepted.yaml");
+const REFUSED: &str = include_str!("../../../../crds/tests/examples/refused.yaml");
+
+/// The cluster in which objects of this kind live.
+fn home(object: &Value) -> &'static str {
+    if object["apiVersion"]
+        .as_str()
+        .is_some_and(|v| v.starts_with("member."))
+    {
+        "a"
+    } else {
+        "hub"
     }
-    let good = "{apiVersion: spillway.io/v1alpha1, kind: FederatedClusterEgressPolicy, metadata: {name: dry}, spec: {namespaces: {matchLabels: {team: x}}, to: {cidrs: ['2001:db8::/32', 192.0.2.0/24]}, through: [{gateway: frankfurt, egressIP: {ipv6: '2001:db8:113::10'}}], onUnavailable: NodeIP}}";
-    fed.hub().accepts(good).await?;
+}
+
+/// The verdict of the real API servers, hub's and member's, on every example.
+pub(crate) async fn the_api_server_takes_and_refuses_what_it_should(fed: &Federation) -> Result<()> {
+    let accepted: Vec<Value> = serde_saphyr::from_multiple(ACCEPTED)?;
+    let refused: Vec<Refused> = serde_saphyr::from_multiple(REFUSED)?;
+    ensure!(!accepted.is_empty() && !refused.is_empty(), "no examples");
+    for object in accepted {
+        fed.verdict(home(&object), &object)
+            .await?
+            .map_err(anyhow::Error::msg)
+            .with_context(|| format!("{} {} is refused", object["kind"], object["metadata"]["name"]))?;
+    }
+    for Refused { what, says, object } in refused {
+        match fed.verdict(home(&object), &object).await? {
+            Ok(()) => anyhow::bail!("{what} is accepted"),
+            Err(refusal) => ensure!(
+                refusal.contains(&says),
+                "{what}: expected the refusal to say {says:?}, it said: {refusal}"
+            ),
+        }
+    }
     Ok(())
 }

@@ -30,7 +30,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "federation",
             conditions::contradictions_get_a_condition_and_harm_nobody
         ),
-        scenario!("federation", admission::the_api_server_refuses_what_it_should),
+        scenario!(
+            "federation",
+            admission::the_api_server_takes_and_refuses_what_it_should
+        ),
         scenario!("federation", hub::pods_come_and_go_while_the_hub_is_down),
         scenario!(
             "federation",

@@ -1,6 +1,6 @@
-//! The arena itself: what scenarios take for granted about it.
+//! Group `arena`: the arena itself, and what the other scenarios take for granted about it.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{
@@ -17,6 +17,16 @@ use spillway_e2e::{
         netns,
     },
 };
+
+use crate::shared::{Scenario, scenario};
+
+/// The group's scenarios, in the order in which they run.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!("arena", alone self::two_clusters_with_equal_ranges_leave_as_their_nodes_and_go_without_a_trace),
+        scenario!("arena", alone self::a_killed_up_is_cleaned_up_by_down),
+    ]
+}
 
 /// An arena of this test run's own.
 fn spec(clusters: &str) -> Result<ArenaSpec> {
@@ -74,7 +84,6 @@ async fn is_ready(cluster: &Cluster, node: &str) -> Result<bool> {
         .any(|c| c.type_ == "Ready" && c.status == "True"))
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn two_clusters_with_equal_ranges_leave_as_their_nodes_and_go_without_a_trace() -> Result<()> {
     let arena = Arena::up(&spec("a:1,b:1")?).await?;
     let (plan, dirs) = (arena.plan().clone(), arena.dirs().clone());
@@ -331,7 +340,6 @@ async fn faults(arena: &Arena, cluster: &Cluster, pod: &Pod) -> Result<()> {
 }
 
 /// A process of `arena up` is killed at a moment when half of everything exists; `down` still finds all of it.
-#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_up_is_cleaned_up_by_down() -> Result<()> {
     let spec = ArenaSpec::parse_short(&format!("k{}", std::process::id()), "a:1")?;
     let (plan, dirs) = (spec.plan()?, Dirs::new(&spec.name)?);
@@ -350,20 +358,5 @@ async fn a_killed_up_is_cleaned_up_by_down() -> Result<()> {
     let left = lifecycle::leftovers(&dirs, &plan)?;
     assert!(left.is_empty(), "{left:?}");
     assert!(process::marked(&dirs.mark()).is_empty());
-    Ok(())
-}
-
-#[test]
-fn every_machine_has_its_own_names_and_addresses() -> Result<()> {
-    let plan = spec("hub:3,a:20,b:20@2")?.plan()?;
-    let machines = plan.machines().count();
-    assert_eq!(
-        plan.machines().map(|m| m.ipv6).collect::<BTreeSet<_>>().len(),
-        machines
-    );
-    assert_eq!(
-        plan.machines().map(|m| &m.netns).collect::<BTreeSet<_>>().len(),
-        machines
-    );
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -22,10 +23,10 @@ use spillway_link::pki::{MemberIdentity, Pin, Token};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::object;
+use super::story::object;
 
 /// Makes a token as the command line does.
-pub(crate) async fn token(client: &Client, member: &str, run: &str) -> Token {
+pub(crate) async fn token(client: &Client, member: &str, run: &str) -> Result<Token> {
     let token = Token::generate();
     let expires = Timestamp::now() + SignedDuration::from_mins(5);
     let secret: Secret = object(json!({
@@ -35,12 +36,10 @@ pub(crate) async fn token(client: &Client, member: &str, run: &str) -> Token {
             "hash": token.hash().to_string(), "member": member, "expires": expires.to_string(),
             "labels": json!({"run": run}).to_string(), "partition": "default",
         },
-    }));
+    }))?;
     let api: Api<Secret> = Api::namespaced(client.clone(), spillway_crds::NAMESPACE);
-    api.create(&PostParams::default(), &secret)
-        .await
-        .expect("created");
-    token
+    api.create(&PostParams::default(), &secret).await?;
+    Ok(token)
 }
 
 pub(crate) async fn enroll(
@@ -150,16 +149,17 @@ impl FakeMember {
     }
 
     /// Waits for an applied update after which `check` holds.
-    pub(crate) async fn until(&self, check: impl Fn() -> bool) {
+    pub(crate) async fn until(&self, check: impl Fn() -> bool) -> Result<()> {
         let mut applied = self.store.applied.subscribe();
         let all = async {
             while !check() {
-                applied.changed().await.expect("the store lives");
+                applied.changed().await?;
             }
+            Ok(())
         };
         tokio::time::timeout(Duration::from_secs(10), all)
             .await
-            .expect("an update in time");
+            .context("no update in time")?
     }
 
     /// True once the plan says which overlay prefix is the member's.
@@ -205,10 +205,10 @@ impl FakeMember {
         self.store.report.send_modify(|r| r.programmed = digest);
     }
 
-    pub(crate) async fn leave(&self) {
+    pub(crate) async fn leave(&self) -> Result<()> {
         self.handle
             .leave(Duration::from_secs(10))
             .await
-            .expect("the hub lets it go");
+            .map_err(|err| anyhow::anyhow!("the hub doesn't let it go: {err:?}"))
     }
 }
