@@ -34,6 +34,10 @@ struct Arguments {
     /// Kubernetes name of this node.
     #[arg(long, env = "NODE_NAME", global = true, default_value = "")]
     node: String,
+    /// Namespace of this pod. No policy selects pods of it: the member agent must reach the hub whatever
+    /// policies say.
+    #[arg(long, env = "POD_NAMESPACE", global = true, default_value = spillway_crds::NAMESPACE)]
+    namespace: String,
     /// Directory in which the last inputs are kept.
     #[arg(
         long,
@@ -111,6 +115,7 @@ async fn main() -> anyhow::Result<()> {
     );
     let settings = Settings {
         mark_mask: arguments.mark_mask,
+        namespace: arguments.namespace.clone(),
         ..Settings::default()
     };
     if let Some(problem) = settings.problem() {

@@ -87,6 +87,14 @@ pub struct Settings {
     pub table_base: u32,
     /// Gateway number n has its rule at preference `rule_base + n`.
     pub rule_base: u32,
+    /// Namespace of Spillway's own pods. No policy selects them: what cuts the member agent off from the hub
+    /// could never be taken back.
+    #[serde(default = "own_namespace")]
+    pub namespace: String,
+}
+
+fn own_namespace() -> String {
+    spillway_crds::NAMESPACE.into()
 }
 
 impl Default for Settings {
@@ -97,6 +105,7 @@ impl Default for Settings {
             table: "spillway".into(),
             table_base: 5_711_000,
             rule_base: 20_000,
+            namespace: own_namespace(),
         }
     }
 }

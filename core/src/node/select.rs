@@ -53,6 +53,9 @@ pub(super) fn in_order(plan: &NodePlan) -> Vec<&PlannedPolicySpec> {
 
 /// Whether `policy` selects `pod`.
 pub(super) fn selects(policy: &PlannedPolicySpec, pod: &Pod, inputs: &NodeInputs) -> bool {
+    if pod.namespace == inputs.settings.namespace {
+        return false;
+    }
     let namespace = match (&policy.source.namespace, &policy.namespaces) {
         (Some(name), _) => *name == pod.namespace,
         (None, None) => true,

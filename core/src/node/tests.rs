@@ -4,12 +4,13 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
+use spillway_crds::LabelSelector;
 use spillway_crds::address::AddressPair;
 use spillway_crds::hub::OnUnavailable;
 use spillway_crds::member::{PlannedPolicySpec, PlannedThrough, PolicyRef};
 
 use super::flows::{Flow, Verdict};
-use super::inputs::{NodeInputs, NodePlan};
+use super::inputs::{NodeInputs, NodePlan, Pod};
 use super::state::{DesiredState, RouteTarget};
 use super::{compile, compile_numbered, fixtures, problems};
 
@@ -256,6 +257,31 @@ fn a_cluster_policy_selects_namespaces_by_label() {
         3,
         "web-0 isn't billing, billing has three addresses"
     );
+}
+
+#[test]
+fn spillways_own_pods_are_never_selected() {
+    let mut inputs = fixtures::source();
+    plan(&mut inputs).policies = vec![PlannedPolicySpec {
+        source: PolicyRef {
+            namespace: None,
+            name: "everything".into(),
+        },
+        namespaces: Some(LabelSelector::default()),
+        pods: LabelSelector::default(),
+        ..fixtures::bank()
+    }];
+    let before = compile(&inputs).flows.pods;
+    let agent = Pod {
+        namespace: "spillway-system".into(),
+        ..fixtures::pod("spillway-member-agent", "agent", &["10.244.0.99"])
+    };
+    let address = agent.addresses.clone();
+    inputs.pods.push(agent);
+    assert_eq!(compile(&inputs).flows.pods, before);
+    inputs.settings.namespace = "elsewhere".into();
+    let selected = compile(&inputs).flows.pods;
+    assert!(address.iter().all(|a| selected.contains_key(a)));
 }
 
 #[test]
