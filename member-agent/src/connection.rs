@@ -71,6 +71,7 @@ impl Connection {
                 let outcome = tokio::select! {
                     outcome = enrol::enrol(&inputs.spec, &token, &self.identities, &self.progress) => Some(outcome),
                     () = self.differ(&inputs, identity.as_ref()) => None,
+                    () = self.asked_to_leave() => None,
                 };
                 match outcome {
                     Some(Ok(stored)) => identity = Some(stored),
@@ -161,6 +162,14 @@ impl Connection {
             token: token.filter(|t| !used(t)),
             uid: connection.metadata.uid.clone(),
         })
+    }
+
+    /// Waits until `spillway leave` was typed.
+    async fn asked_to_leave(&self) {
+        let mut wake = self.wake();
+        while !self.leaving() {
+            wake.changed().await;
+        }
     }
 
     /// Waits until the inputs aren't `inputs` any more.

@@ -26,7 +26,7 @@ impl Federation {
     /// Everything of ours in a node's kernel, as text that is equal when the state is.
     pub async fn kernel_of(&self, node: &str) -> Result<String> {
         let output = self.node(node)?.exec(&["sh", "-c", SHOW]).await?;
-        output.success()
+        Ok(in_order(&output.success()?))
     }
 
     /// The same, once it is the same twice in a row.
@@ -69,6 +69,18 @@ impl Federation {
     }
 }
 
+/// The text with nft's sets, maps and chains sorted by name: nft lists them in the order in which they
+/// were made, which says nothing.
+fn in_order(text: &str) -> String {
+    let Some((rest, table)) = text.split_once("table inet spillway {\n") else {
+        return text.to_owned();
+    };
+    let body = table.trim_end().strip_suffix('}').unwrap_or(table);
+    let mut blocks: Vec<&str> = body.split("\n\n").map(|b| b.trim_matches('\n')).collect();
+    blocks.sort_unstable();
+    format!("{rest}table inet spillway {{\n{}\n}}\n", blocks.join("\n\n"))
+}
+
 /// Lines of which only one side has one.
 fn difference(wanted: &str, now: &str) -> String {
     let missing = wanted
@@ -80,4 +92,21 @@ fn difference(wanted: &str, now: &str) -> String {
         .filter(|n| !wanted.lines().any(|l| l == *n))
         .map(|n| format!("+ {n}\n"));
     missing.chain(extra).take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_order;
+
+    #[test]
+    fn the_order_of_sets_and_chains_is_of_no_account_but_that_of_rules_is() {
+        let table = |blocks: &[&str]| format!("fdb\ntable inet spillway {{\n{}\n}}\n", blocks.join("\n\n"));
+        let (set, chain, other) = (
+            "\tset a {\n\t}",
+            "\tchain c {\n\t\tone\n\t\ttwo\n\t}",
+            "\tchain c {\n\t\ttwo\n\t\tone\n\t}",
+        );
+        assert_eq!(in_order(&table(&[set, chain])), in_order(&table(&[chain, set])));
+        assert_ne!(in_order(&table(&[set, chain])), in_order(&table(&[set, other])));
+    }
 }

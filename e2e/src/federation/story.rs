@@ -10,7 +10,6 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use spillway_crds::hub::FederatedEgressPolicy;
 
-use super::hub::condition;
 use super::traffic::StoryPod;
 use super::{Federation, PATIENCE};
 use crate::scenario::{PodRequest, eventually};
@@ -29,6 +28,10 @@ impl Federation {
     /// Begins a story: a namespace of that name on the hub and in both members.
     pub async fn story(&self, namespace: &str) -> Result<Story<'_>> {
         for cluster in self.clusters.values() {
+            // Of an earlier run that failed on an arena that stays.
+            cluster
+                .kubectl(&["delete", "namespace", namespace, "--ignore-not-found"])
+                .await?;
             cluster.namespace(namespace, &[]).await?;
         }
         Ok(Story {
@@ -45,14 +48,16 @@ impl<'a> Story<'a> {
         &self.namespace
     }
 
-    /// Ends the story: its namespaces go, and its pods and policies with them.
+    /// Ends the story: its namespaces go, and its pods and policies with them. Returns when they are
+    /// gone, so that the next story finds kernels at rest.
     pub async fn end(self) -> Result<()> {
-        for cluster in self.federation.clusters.values() {
-            cluster
-                .kubectl(&["delete", "namespace", &self.namespace, "--wait=false"])
-                .await?;
-        }
-        Ok(())
+        let args = ["delete", "namespace", &self.namespace, "--timeout=60s"];
+        let deletions = self
+            .federation
+            .clusters
+            .values()
+            .map(|cluster| cluster.kubectl(&args));
+        futures::future::try_join_all(deletions).await.map(drop)
     }
 
     /// A pod on the member's first node, which is never a gateway. Ready when this returns.
@@ -188,48 +193,51 @@ spec:
 
     /// Waits until the policy's `Programmed` condition holds for its newest generation.
     pub async fn programmed(&self, policy: &str) -> Result<()> {
-        eventually(PATIENCE, &format!("policy {policy} is programmed"), || async {
-            let object = self
-                .federation
-                .hub_object(&["federatedegresspolicy", "-n", &self.namespace, policy])
-                .await?;
-            let conditions = object["status"]["conditions"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
-            let condition = conditions
-                .iter()
-                .find(|c| c["type"] == "Programmed")
-                .context("no Programmed condition")?;
-            ensure!(condition["status"] == "True", "{condition}");
-            ensure!(
-                condition["observedGeneration"] == object["metadata"]["generation"],
-                "an older generation: {condition}"
-            );
-            Ok(())
-        })
+        self.says(
+            "federatedegresspolicy",
+            policy,
+            ("Programmed", "True", "Programmed"),
+            "",
+        )
         .await
     }
 
     /// Waits until `Accepted` is false with this reason and a message that holds `word`.
     pub async fn not_accepted(&self, kind: &str, name: &str, reason: &str, word: &str) -> Result<()> {
-        eventually(
-            PATIENCE,
-            &format!("{kind} {name} is refused with {reason}"),
-            || async {
-                let object = self
-                    .federation
-                    .hub_object(&[kind, "-n", &self.namespace, name])
-                    .await?;
-                let (status, why, message) =
-                    condition(&object, "Accepted").context("no Accepted condition")?;
-                ensure!(
-                    status == "False" && why == reason && message.contains(word),
-                    "Accepted is {status}, {why}: {message}"
-                );
-                Ok(())
-            },
-        )
+        self.says(kind, name, ("Accepted", "False", reason), word).await
+    }
+
+    /// Waits until an object of the hub has a condition (type, status, reason) that speaks of its newest
+    /// generation, with a message that holds `word`.
+    pub async fn says(
+        &self,
+        kind: &str,
+        name: &str,
+        (condition, status, reason): (&str, &str, &str),
+        word: &str,
+    ) -> Result<()> {
+        let what = format!("{kind} {name} is {condition}={status}, {reason}");
+        eventually(PATIENCE, &what, || async {
+            let object = self
+                .federation
+                .hub_object(&[kind, "-n", &self.namespace, name])
+                .await?;
+            let conditions = object["status"]["conditions"].as_array();
+            let found = conditions
+                .and_then(|all| all.iter().find(|c| c["type"] == condition))
+                .with_context(|| format!("no condition {condition}"))?;
+            ensure!(
+                found["status"] == status
+                    && found["reason"] == reason
+                    && found["message"].as_str().is_some_and(|m| m.contains(word)),
+                "{found}"
+            );
+            ensure!(
+                found["observedGeneration"] == object["metadata"]["generation"],
+                "an older generation: {found}"
+            );
+            Ok(())
+        })
         .await
     }
 }

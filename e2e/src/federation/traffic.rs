@@ -111,6 +111,31 @@ impl<'a> StoryPod<'a> {
         .await
     }
 
+    /// Waits until new connections to `to` fail, and nothing of them arrives there from any address.
+    pub async fn is_blocked(&self, to: &str) -> Result<()> {
+        let what = format!(
+            "nothing of pod {} in {} reaches {to}",
+            self.pod.name(),
+            self.member
+        );
+        eventually(PATIENCE, &what, || async {
+            let mark = self.federation.outside_mark()?;
+            let tag = format!("{}-blocked", self.pod.namespace());
+            for protocol in ["tcp", "udp"] {
+                let tried = self
+                    .pod
+                    .run(&["probe", protocol, to, "--timeout", "1s", "--tag", &tag])
+                    .await?;
+                ensure!(tried.code != 0, "{protocol} is answered: {}", tried.stdout);
+            }
+            // A datagram that leaks arrives, even where no answer finds back.
+            let sources = self.federation.outside_sources_since(mark, &tag)?;
+            ensure!(sources.is_empty(), "it arrived from {sources:?}");
+            Ok(())
+        })
+        .await
+    }
+
     /// Waits until UDP datagrams arrive from the address.
     pub async fn sends_udp_from(&self, to: &str, expected: &str) -> Result<()> {
         self.comes_from(PATIENCE, "udp", to, expected).await

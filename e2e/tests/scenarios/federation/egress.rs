@@ -83,7 +83,8 @@ pub(crate) async fn the_check_fails_when_the_gateway_is_bypassed(fed: &Federatio
     let frozen = fed.freeze_node_agent(pod.node())?;
     fed.node(pod.node())?
         .exec(&["nft", "delete", "table", "inet", "spillway"])
-        .await?;
+        .await?
+        .success()?;
     let seen = pod
         .leaves_from_within(Duration::from_secs(3), OUTSIDE, Egress::Ip("203.0.113.10"))
         .await;
@@ -98,12 +99,9 @@ pub(crate) async fn the_check_fails_when_the_gateway_is_bypassed(fed: &Federatio
     let gateway = "a-n2";
     let frozen = fed.freeze_node_agent(gateway)?;
     fed.node(gateway)?
-        .exec(&[
-            "sh",
-            "-c",
-            "nft -a list map inet spillway eip4 >/dev/null && nft flush map inet spillway eip4",
-        ])
-        .await?;
+        .exec(&["sh", "-c", "nft flush map inet spillway eip4"])
+        .await?
+        .success()?;
     let mark = fed.outside_mark()?;
     let seen = pod
         .leaves_from_within(Duration::from_secs(3), OUTSIDE, Egress::Ip("203.0.113.10"))

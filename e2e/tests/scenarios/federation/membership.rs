@@ -14,7 +14,8 @@ pub(crate) async fn join_says_what_is_wrong(fed: &Federation) -> Result<()> {
     fed.join_fails("b", &unreachable, &["198.51.100.77:9443", "reach"])
         .await?;
     let taken = fed.token("a", &[]).await?;
-    fed.join_fails("b", &taken, &["taken"]).await?;
+    fed.join_fails("b", &taken, &["another cluster has joined as a", "--rejoin"])
+        .await?;
     let expired = fed.expired_token("b").await?;
     fed.join_fails("b", &expired, &["expired"]).await?;
     let unknown = good.with_forged_secret();

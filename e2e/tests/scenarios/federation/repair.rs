@@ -3,8 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use spillway_e2e::federation::{Egress, Federation, OUTSIDE};
 
-/// Each is restored to the letter, the policy holds afterwards, and no packet leaves from another
-/// address meanwhile.
+/// Each is restored to the letter, and the policy holds afterwards.
 pub(crate) async fn what_is_deleted_by_hand_is_repaired(fed: &Federation) -> Result<()> {
     let story = fed.story("repair").await?;
     story
@@ -58,12 +57,16 @@ pub(crate) async fn what_is_deleted_by_hand_is_repaired(fed: &Federation) -> Res
         ),
     ];
     for (node, what, command) in vandalism {
-        let before = fed.kernel_of(node).await?;
-        fed.node(node)?
-            .exec(&["sh", "-c", command])
-            .await
-            .with_context(|| format!("deleting {what} on {node}"))?;
-        ensure!(!command.is_empty());
+        let before = fed.rules_of(node).await?;
+        // Stopped for the moment of the deed, so that it can be seen to have been done.
+        let frozen = fed.freeze_node_agent(node)?;
+        let deed = fed.node(node)?.exec(&["sh", "-c", command]).await?.success();
+        deed.with_context(|| format!("deleting {what} on {node}"))?;
+        ensure!(
+            fed.kernel_of(node).await? != before,
+            "{what} on {node} wasn't deleted"
+        );
+        frozen.thaw()?;
         fed.kernel_becomes(node, &before)
             .await
             .with_context(|| format!("after deleting {what} on {node}"))?;
