@@ -109,10 +109,58 @@ impl MemberBlock {
     }
 }
 
+/// Numbers that stood for something before, as far as is known: who comes back gets its own again, and
+/// nobody else gets it while there are others. A record that was wiped, or an object that was deleted and
+/// made again, so leads to the numbers that nodes still have in their kernels.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Memory {
+    members: BTreeMap<u16, String>,
+    identities: BTreeMap<u16, Egress>,
+}
+
+impl Memory {
+    /// The member has this id. True where that is news.
+    pub fn member(&mut self, id: u16, name: &str) -> bool {
+        let known = self.members.get(&id).is_some_and(|n| n == name);
+        if !known {
+            self.members.retain(|_, n| n != name);
+            self.members.insert(id, name.into());
+        }
+        !known
+    }
+
+    /// The identity stands for this. True where that is news.
+    pub fn identity(&mut self, id: u16, egress: &Egress) -> bool {
+        let known = self.identities.get(&id) == Some(egress);
+        if !known {
+            self.identities.retain(|_, e| e != egress);
+            self.identities.insert(id, egress.clone());
+        }
+        !known
+    }
+}
+
+/// The number that `owner` had, else the first of `order` that nobody had, else the first that is free.
+fn choose<T: PartialEq>(
+    owner: &T,
+    memory: &BTreeMap<u16, T>,
+    order: impl Iterator<Item = u16> + Clone,
+    free: impl Fn(u16) -> bool,
+) -> Option<u16> {
+    let own = || memory.iter().find(|(_, o)| *o == owner).map(|(id, _)| *id);
+    own()
+        .filter(|id| free(*id))
+        .or_else(|| order.clone().find(|id| free(*id) && !memory.contains_key(id)))
+        .or_else(|| order.clone().find(|id| free(*id)))
+}
+
 /// Assigns member ids. `members` come oldest first: of two with the same recorded id the first keeps it,
-/// and new ids, the lowest free ones, are given in that order. A member is absent from the result where
-/// all ids are taken.
-pub fn member_ids<'a>(members: impl IntoIterator<Item = (&'a str, Option<u16>)>) -> BTreeMap<&'a str, u16> {
+/// and new ids, the lowest free ones that nobody had before, are given in that order. A member is absent
+/// from the result where all ids are taken.
+pub fn member_ids<'a>(
+    members: impl IntoIterator<Item = (&'a str, Option<u16>)>,
+    memory: &Memory,
+) -> BTreeMap<&'a str, u16> {
     let mut taken = BTreeSet::new();
     let mut out = BTreeMap::new();
     let mut without = Vec::new();
@@ -124,9 +172,12 @@ pub fn member_ids<'a>(members: impl IntoIterator<Item = (&'a str, Option<u16>)>)
             _ => without.push(name),
         }
     }
-    let mut free = (1..=MAX_MEMBER_ID).filter(|id| !taken.contains(id));
     for name in without {
-        let Some(id) = free.next() else { break };
+        let free = |id: u16| (1..=MAX_MEMBER_ID).contains(&id) && !taken.contains(&id);
+        let Some(id) = choose(&name.to_owned(), &memory.members, 1..=MAX_MEMBER_ID, free) else {
+            break;
+        };
+        taken.insert(id);
         out.insert(name, id);
     }
     out
@@ -144,12 +195,13 @@ pub struct Egress {
 /// Assigns an identity to each of `wanted`. `recorded` comes oldest gateway first: of two with the same
 /// number the first keeps it. Something is absent from the result where all numbers are taken.
 ///
-/// A new number comes from a hash of what it stands for, then the next free one: a number just freed is
-/// unlikely to be given to something else while a source that hasn't heard of it still uses it, and what
-/// is deleted and made again gets its old number.
+/// A new number is the one that `memory` has for it; else it comes from a hash of what it stands for, then
+/// the next one that nobody had: a source that hasn't heard of a number's end must not leave with the egress
+/// IP of something else. The hash does what it can where memory was lost.
 pub fn identities<'a>(
     recorded: impl IntoIterator<Item = (&'a Egress, u16)>,
     wanted: &BTreeSet<Egress>,
+    memory: &Memory,
 ) -> BTreeMap<Egress, u16> {
     let mut taken = vec![false; usize::from(u16::MAX) + 1];
     taken[0] = true;
@@ -165,10 +217,9 @@ pub fn identities<'a>(
             continue;
         }
         let start = preferred(egress);
-        let Some(id) = (start..=u16::MAX)
-            .chain(1..start)
-            .find(|id| !taken[usize::from(*id)])
-        else {
+        let order = (start..=u16::MAX).chain(1..start);
+        let free = |id: u16| !taken[usize::from(id)];
+        let Some(id) = choose(egress, &memory.identities, order, free) else {
             break;
         };
         taken[usize::from(id)] = true;
@@ -222,24 +273,30 @@ mod tests {
 
     #[test]
     fn recorded_ids_stay_and_gaps_are_filled() {
-        let ids = member_ids([
-            ("a", None),
-            ("b", Some(1)),
-            ("c", Some(3)),
-            ("d", None),
-            ("e", Some(3)),
-        ]);
+        let ids = member_ids(
+            [
+                ("a", None),
+                ("b", Some(1)),
+                ("c", Some(3)),
+                ("d", None),
+                ("e", Some(3)),
+            ],
+            &Memory::default(),
+        );
         assert_eq!(
             ids,
             BTreeMap::from([("a", 2), ("b", 1), ("c", 3), ("d", 4), ("e", 5)])
         );
-        assert_eq!(member_ids([("a", Some(0)), ("b", Some(4096))])["a"], 1);
+        assert_eq!(
+            member_ids([("a", Some(0)), ("b", Some(4096))], &Memory::default())["a"],
+            1
+        );
     }
 
     #[test]
     fn a_federation_that_is_full_leaves_the_youngest_without() {
         let names: Vec<_> = (0..4096).map(|i| format!("m{i:04}")).collect();
-        let ids = member_ids(names.iter().map(|n| (n.as_str(), None)));
+        let ids = member_ids(names.iter().map(|n| (n.as_str(), None)), &Memory::default());
         assert_eq!(ids.len(), 4095);
         assert!(!ids.contains_key("m4095"));
     }
@@ -247,11 +304,42 @@ mod tests {
     #[test]
     fn an_identity_that_is_no_longer_wanted_is_freed() {
         let (a, b) = (egress("g", 1), egress("g", 2));
-        let both = identities([], &BTreeSet::from([a.clone(), b.clone()]));
-        let one = identities(both.iter().map(|(e, i)| (e, *i)), &BTreeSet::from([b.clone()]));
+        let both = identities([], &BTreeSet::from([a.clone(), b.clone()]), &Memory::default());
+        let one = identities(
+            both.iter().map(|(e, i)| (e, *i)),
+            &BTreeSet::from([b.clone()]),
+            &Memory::default(),
+        );
         assert_eq!(one, BTreeMap::from([(b.clone(), both[&b])]));
-        let again = identities(one.iter().map(|(e, i)| (e, *i)), &BTreeSet::from([a, b]));
+        let again = identities(
+            one.iter().map(|(e, i)| (e, *i)),
+            &BTreeSet::from([a, b]),
+            &Memory::default(),
+        );
         assert_eq!(again, both, "made again, it has its old number");
+    }
+
+    #[test]
+    fn who_comes_back_gets_its_own_number_and_nobody_else_does() {
+        let mut memory = Memory::default();
+        assert!(memory.member(1, "gone") && memory.member(2, "back"));
+        assert!(!memory.member(2, "back"), "no news");
+        let ids = member_ids([("new", None), ("back", None)], &memory);
+        assert_eq!(ids, BTreeMap::from([("new", 3), ("back", 2)]));
+        let full: Vec<_> = (0..4095).map(|i| format!("m{i:04}")).collect();
+        let ids = member_ids(full.iter().map(|n| (n.as_str(), None)), &memory);
+        assert_eq!(ids.len(), 4095, "the last ones get what others had");
+
+        // Both would like the same number by their hash if it weren't for what is remembered.
+        let (freed, back, new) = (egress("g", 1), egress("g", 2), egress("g", 3));
+        assert!(memory.identity(preferred(&new), &freed) && memory.identity(77, &back));
+        let ids = identities([], &BTreeSet::from([back.clone(), new.clone()]), &memory);
+        assert_eq!(ids[&back], 77);
+        assert_ne!(
+            ids[&new],
+            preferred(&new),
+            "a source may still use it for something else"
+        );
     }
 
     #[test]
@@ -265,7 +353,7 @@ mod tests {
                 },
             })
             .collect();
-        let ids = identities([], &wanted);
+        let ids = identities([], &wanted, &Memory::default());
         assert_eq!(ids.len(), 65_535);
         assert_eq!(ids.values().collect::<BTreeSet<_>>().len(), 65_535);
         assert!(!ids.values().any(|id| *id == 0));
@@ -278,8 +366,8 @@ mod tests {
             second in prop::collection::btree_set(("[ab]", 0u8..20), 0..20),
         ) {
             let set = |s: &BTreeSet<(String, u8)>| s.iter().map(|(g, n)| egress(g, *n)).collect::<BTreeSet<_>>();
-            let before = identities([], &set(&first));
-            let after = identities(before.iter().map(|(e, i)| (e, *i)), &set(&second));
+            let before = identities([], &set(&first), &Memory::default());
+            let after = identities(before.iter().map(|(e, i)| (e, *i)), &set(&second), &Memory::default());
             prop_assert_eq!(after.keys().cloned().collect::<BTreeSet<_>>(), set(&second));
             prop_assert_eq!(after.values().collect::<BTreeSet<_>>().len(), after.len());
             for (e, id) in &after {

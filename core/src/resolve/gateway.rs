@@ -204,6 +204,10 @@ pub(super) fn usable_nodes<'a>(
         let Ok(underlay) = Addresses::parse(&node.underlay) else {
             continue;
         };
+        let ends = [underlay.v4.map(IpAddr::V4), underlay.v6.map(IpAddr::V6)];
+        if ends.into_iter().flatten().any(|a| !is_reachable(a)) {
+            continue;
+        }
         let own = [overlay.v4.map(IpAddr::V4), overlay.v6.map(IpAddr::V6)];
         let fresh = own.iter().flatten().all(|a| !seen.contains(a));
         if block.holds(&overlay) && !underlay.is_empty() && fresh && !out.contains_key(node.name.as_str()) {
@@ -212,6 +216,17 @@ pub(super) fn usable_nodes<'a>(
         }
     }
     out
+}
+
+/// An address at which another machine can be: a member must not make others' nodes send to themselves, or
+/// to whole segments.
+const fn is_reachable(address: IpAddr) -> bool {
+    let nobody = address.is_unspecified() || address.is_loopback() || address.is_multicast();
+    let local = match address {
+        IpAddr::V4(a) => a.is_link_local() || a.is_broadcast(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    !nobody && !local
 }
 
 /// Ready nodes by rendezvous hash, highest first: the loss of a node moves only what it carried.

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use spillway_crds::LabelSelector;
 use spillway_crds::address::PrefixPair;
+use spillway_crds::condition::ConditionType;
 use spillway_crds::hub::{
     Destinations, EgressGateway, EgressGatewaySpec, FederatedClusterEgressPolicy, FederatedEgressPolicy,
     IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Through,
 };
 use spillway_crds::member::{PolicyRef, Tunnel};
 
-use crate::alloc::OverlayRange;
+use crate::alloc::{Memory, OverlayRange};
 use crate::plan::Plan;
 
 /// Everything that resolution reads.
@@ -28,6 +29,8 @@ pub struct FederationState {
     pub gateways: Vec<GatewayInput>,
     /// Policies of both kinds.
     pub policies: Vec<PolicyInput>,
+    /// Numbers that were in use before. They decide only about what isn't recorded.
+    pub memory: Arc<Memory>,
 }
 
 /// A member.
@@ -47,6 +50,10 @@ pub struct MemberInput {
     pub overlay: Option<PrefixPair>,
     /// Nodes as reported.
     pub nodes: Vec<MemberNode>,
+    /// It has reported its nodes, if only that there are none.
+    pub reported: bool,
+    /// Why it has no stream to the hub, where it is known to have none.
+    pub disconnected: Option<String>,
     /// How far its plan has come.
     pub progress: PlanProgress,
     /// The plan that `progress.programmed` is the digest of, where it is still known: it tells which
@@ -105,6 +112,12 @@ impl From<&Member> for MemberInput {
             partition: m.spec.partition.clone(),
             member_id: status.member_id,
             overlay: status.overlay,
+            reported: status.node_count.is_some(),
+            disconnected: status
+                .conditions
+                .into_iter()
+                .find(|c| c.type_ == ConditionType::Connected.as_str() && c.status == "False")
+                .map(|c| c.message),
             nodes: status.nodes,
             progress: status.plan,
             in_force: None,

@@ -121,7 +121,10 @@ impl Fault {
 /// same name one is taken.
 pub fn resolve(state: &FederationState) -> Resolution {
     let members: BTreeMap<&str, &MemberInput> = state.members.iter().map(|m| (m.name.as_str(), m)).collect();
-    let ids = alloc::member_ids(oldest_first(&members).map(|m| (m.name.as_str(), m.member_id)));
+    let ids = alloc::member_ids(
+        oldest_first(&members).map(|m| (m.name.as_str(), m.member_id)),
+        &state.memory,
+    );
     let mut allocations = Allocations::default();
     let mut recorded = BTreeMap::new();
     for (name, id) in &ids {
@@ -142,7 +145,7 @@ pub fn resolve(state: &FederationState) -> Resolution {
 
     let gateways = gateway::Gateways::new(state, &members, &recorded);
     let policies = policy::Policies::new(state, &members, &gateways);
-    let identities = policies.identities(&gateways, &mut allocations);
+    let identities = policies.identities(&gateways, &state.memory, &mut allocations);
     let made = plan::plans(state, &members, &recorded, &gateways, &policies, &identities);
     let digests = made.plans.iter().map(|(m, p)| (m.as_str(), p.digest())).collect();
     let view = status::View {

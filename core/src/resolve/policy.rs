@@ -9,7 +9,7 @@ use spillway_crds::member::PolicyRef;
 use super::gateway::Gateways;
 use super::{Allocations, Fault, FederationState, MemberInput, PolicyInput};
 use crate::address::{Addresses, parse_prefix};
-use crate::alloc::{self, Egress};
+use crate::alloc::{self, Egress, Memory};
 
 /// Identities that one gateway's status has room for.
 const MAX_RECORDS: usize = 4096;
@@ -75,11 +75,16 @@ impl<'a> Policies<'a> {
 
     /// Gives every (gateway, egress IPs) in use an identity; what differs from the records goes into
     /// `allocations`.
-    pub(super) fn identities(&self, gateways: &Gateways<'a>, allocations: &mut Allocations) -> Identities {
+    pub(super) fn identities(
+        &self,
+        gateways: &Gateways<'a>,
+        memory: &Memory,
+        allocations: &mut Allocations,
+    ) -> Identities {
         let wanted: BTreeSet<_> = self.iter().flat_map(|p| p.through.iter().cloned()).collect();
         let recorded = gateways.recorded();
         let room = within_bounds(&wanted, &recorded);
-        let given = alloc::identities(recorded.iter().map(|(e, id)| (e, *id)), &room);
+        let given = alloc::identities(recorded.iter().map(|(e, id)| (e, *id)), &room, memory);
         for gateway in gateways.iter() {
             let name = &gateway.input.name;
             let mut list: Vec<_> = given

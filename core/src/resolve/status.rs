@@ -31,7 +31,8 @@ pub(super) struct View<'a, 'b> {
 /// How a member stands to its current plan.
 enum Progress {
     Programmed,
-    Pending,
+    /// What it waits for; empty where that is only time.
+    Pending(String),
     Refused(String),
 }
 
@@ -55,11 +56,12 @@ impl View<'_, '_> {
         };
         let programmed = match self.progress(name, None) {
             Progress::Programmed => Verdict::yes(ConditionType::Programmed, "Programmed", ""),
-            Progress::Pending => Verdict::no(
+            Progress::Pending(why) if why.is_empty() => Verdict::no(
                 ConditionType::Programmed,
                 "Pending",
                 "not every node has the newest plan yet",
             ),
+            Progress::Pending(why) => Verdict::no(ConditionType::Programmed, "Pending", why),
             Progress::Refused(why) => Verdict::no(ConditionType::Programmed, "Refused", why),
         };
         vec![accepted, programmed]
@@ -87,18 +89,51 @@ impl View<'_, '_> {
             return Verdict::no(
                 ConditionType::Programmed,
                 "NoMatchingNode",
-                "spec.nodes selects no node that a member reported; label a node or correct the selector",
+                format!(
+                    "spec.nodes selects no node that a member reported; label a node or correct the selector{}",
+                    self.nodeless(gateway)
+                ),
             );
         }
         if gateway.order.is_empty() {
             return Verdict::no(
                 ConditionType::Programmed,
                 "NoReadyNode",
-                "nodes are selected, but none of them is ready",
+                format!(
+                    "nodes are selected, but none of them is ready: {}",
+                    unready(gateway)
+                ),
             );
         }
         let key = key(ResourceKind::Gateway, &gateway.input.name);
         self.programmed(gateway.hosts.keys().copied(), &[key]).0
+    }
+
+    /// Members that a gateway names and that have no nodes at all, as the end of a message.
+    fn nodeless(&self, gateway: &Gateway<'_>) -> String {
+        let names: BTreeSet<_> = gateway
+            .input
+            .spec
+            .nodes
+            .iter()
+            .map(|n| n.member.as_str())
+            .collect();
+        let said: Vec<_> = names
+            .into_iter()
+            .filter_map(|name| self.members.get(name))
+            .filter(|m| m.nodes.is_empty())
+            .take(MAX_NAMES)
+            .map(|m| match (&m.disconnected, m.reported) {
+                (Some(why), _) => format!("{} is not connected: {why}", m.name),
+                (None, false) => format!("{} has reported no nodes yet", m.name),
+                (None, true) => format!("{} has no nodes", m.name),
+            })
+            .collect();
+        if said.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", said.join("; "))
+        }
     }
 
     pub(super) fn policies(&self) -> BTreeMap<PolicyRef, PolicyOutcome> {
@@ -195,7 +230,8 @@ impl View<'_, '_> {
         for member in members {
             match self.progress(member, Some(needs)) {
                 Progress::Programmed => done += 1,
-                Progress::Pending => pending.push(member),
+                Progress::Pending(why) if why.is_empty() => pending.push(member.to_owned()),
+                Progress::Pending(why) => pending.push(format!("{member} ({why})")),
                 Progress::Refused(why) => refused.push(format!("{member}: {why}")),
             }
         }
@@ -221,12 +257,19 @@ impl View<'_, '_> {
     /// How a member stands to its newest plan as a whole, or to these resources of it.
     fn progress(&self, member: &str, needs: Option<&[ResourceKey]>) -> Progress {
         let (Some(plan), Some(current)) = (self.plans.get(member), self.digests.get(member)) else {
-            return Progress::Pending;
+            return Progress::Pending(String::new());
         };
         let current = current.to_string();
         let input = self.members[member];
         let waiting = self.waiting.contains(member);
-        if input.progress.programmed.as_ref() == Some(&current) && !waiting {
+        // A cluster without nodes has no pod that could leave otherwise.
+        let nowhere = input.reported && input.nodes.is_empty();
+        let done = if nowhere {
+            &input.progress.acknowledged
+        } else {
+            &input.progress.programmed
+        };
+        if done.as_ref() == Some(&current) && !waiting {
             return Progress::Programmed;
         }
         if let (Some(needs), Some(old)) = (needs, &input.in_force)
@@ -236,8 +279,24 @@ impl View<'_, '_> {
         }
         match &input.progress.refusal {
             Some(refusal) if refusal.digest == current => refused(refusal, needs),
-            _ => Progress::Pending,
+            _ => Progress::Pending(hindrance(input)),
         }
+    }
+}
+
+/// What a member waits for, where somebody has to do something about it.
+fn hindrance(member: &MemberInput) -> String {
+    if let Some(why) = &member.disconnected {
+        return format!("not connected: {why}");
+    }
+    if !member.reported {
+        return "it has reported no nodes yet".into();
+    }
+    let mut failing = member.nodes.iter().filter(|n| !n.message.is_empty());
+    match (failing.next(), failing.count()) {
+        (None, _) => String::new(),
+        (Some(node), 0) => format!("node {}: {}", node.name, node.message),
+        (Some(node), more) => format!("node {}: {}; and {more} more nodes", node.name, node.message),
     }
 }
 
@@ -250,7 +309,7 @@ fn refused(refusal: &Refusal, needs: Option<&[ResourceKey]>) -> Progress {
     } else if concerned {
         Progress::Refused(format!("{resource}: {}", refusal.reason))
     } else {
-        Progress::Pending
+        Progress::Pending(format!("the newest plan was refused for {resource}"))
     }
 }
 
@@ -259,6 +318,21 @@ fn key(kind: ResourceKind, name: &str) -> ResourceKey {
         kind,
         name: name.into(),
     }
+}
+
+/// A gateway's nodes with what keeps each from being ready.
+fn unready(gateway: &Gateway<'_>) -> String {
+    let said: Vec<_> = gateway
+        .hosts
+        .iter()
+        .flat_map(|(member, nodes)| nodes.iter().map(move |n| (member, n)))
+        .take(MAX_NAMES)
+        .map(|(member, node)| match node.message.as_str() {
+            "" => format!("{member}/{}", node.name),
+            why => format!("{member}/{} ({why})", node.name),
+        })
+        .collect();
+    said.join(", ")
 }
 
 fn accepted(faults: &[Fault]) -> Verdict {

@@ -34,6 +34,7 @@ fn member(name: &str, id: u16, nodes: u8) -> MemberInput {
         created: i64::from(id),
         labels: labels(&[("name", name)]),
         partition: "default".into(),
+        reported: true,
         nodes: (1..=nodes)
             .map(|n| MemberNode {
                 name: format!("{name}-n{n}"),

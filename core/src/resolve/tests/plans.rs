@@ -186,3 +186,50 @@ fn a_node_that_claims_an_overlay_address_of_another_member_is_nobodys_peer() {
     assert!(peer(&r, "shop", "fra-2").is_none());
     assert_eq!(r.gateways["frankfurt"].ready_nodes, 1);
 }
+
+#[test]
+fn a_node_at_an_address_where_nobody_else_is_gets_no_tunnel() {
+    for odd in [
+        "127.0.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "169.254.0.1",
+        "255.255.255.255",
+    ] {
+        let mut state = typical();
+        state.members[2].nodes[0].underlay.ipv4 = Some(odd.into());
+        let r = settle(&mut state);
+        let key = ResourceKey {
+            kind: ResourceKind::Peer,
+            name: "shop".into(),
+        };
+        let Some(Resource::Peer(peer)) = r.plans["fra-1"].get(&key) else {
+            panic!("shop has another node")
+        };
+        let names: Vec<_> = peer.nodes.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(names, ["shop-n2"], "{odd}");
+    }
+}
+
+#[test]
+fn a_wiped_record_holds_every_plan_that_depends_on_it_and_comes_back_as_it_was() {
+    let mut state = typical();
+    // Not the number that the hash would give.
+    settle(&mut state);
+    state.gateways[0].identities[0].id = 4711;
+    let before = settle(&mut state);
+    let mut memory = crate::alloc::Memory::default();
+    let addresses = crate::address::Addresses::parse(&state.gateways[0].identities[0].egress_ip);
+    let egress = crate::alloc::Egress {
+        gateway: "frankfurt".into(),
+        addresses: addresses.expect("recorded"),
+    };
+    memory.identity(4711, &egress);
+    state.memory = std::sync::Arc::new(memory);
+    state.gateways[0].identities.clear();
+    let wiped = resolve(&state);
+    for member in ["shop", "fra-1", "fra-2"] {
+        assert!(wiped.waiting.contains(member), "{member} keeps its plan");
+    }
+    assert_eq!(settle(&mut state).plans, before.plans);
+}

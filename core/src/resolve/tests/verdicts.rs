@@ -122,3 +122,70 @@ fn a_policy_that_awaits_its_identity_is_not_called_programmed() {
         "Pending"
     );
 }
+
+#[test]
+fn what_a_member_waits_for_is_named() {
+    let mut state = typical();
+    settle(&mut state);
+    let bank = state.policies[0].clone();
+    let message = |state: &FederationState| {
+        let (ok, reason, message) = verdict(&resolve(state), &bank, ConditionType::Programmed);
+        assert_eq!((ok, reason.as_str()), (false, "Pending"));
+        message
+    };
+    assert_eq!(message(&state), "waiting for shop");
+    state.members[2].nodes[1].message = "no VXLAN driver".into();
+    assert_eq!(
+        message(&state),
+        "waiting for shop (node shop-n2: no VXLAN driver)"
+    );
+    state.members[2].disconnected = Some("the stream ended".into());
+    assert_eq!(
+        message(&state),
+        "waiting for shop (not connected: the stream ended)"
+    );
+    let (_, _, of_member) = find(&resolve(&state).members["shop"], ConditionType::Programmed);
+    assert_eq!(of_member, "not connected: the stream ended");
+}
+
+#[test]
+fn a_member_without_nodes_has_programmed_what_it_acknowledged() {
+    let mut state = typical();
+    state.members[2].nodes.clear();
+    let r = settle(&mut state);
+    let shop = r.plans["shop"].digest().to_string();
+    let bank = state.policies[0].clone();
+    assert!(!verdict(&r, &bank, ConditionType::Programmed).0);
+    state.members[2].progress.acknowledged = Some(shop);
+    assert!(verdict(&resolve(&state), &bank, ConditionType::Programmed).0);
+    state.members[2].reported = false;
+    let r = resolve(&state);
+    let (ok, _, message) = verdict(&r, &bank, ConditionType::Programmed);
+    assert!(!ok && message.contains("no nodes yet"), "{message}");
+}
+
+#[test]
+fn a_gateway_without_nodes_says_whose_are_missing() {
+    let mut state = typical();
+    state.members[3].nodes.clear();
+    state.members[3].disconnected = Some("the replica is gone".into());
+    let r = settle(&mut state);
+    let (_, reason, message) = gateway_verdict(&r, "paris", ConditionType::Programmed);
+    assert_eq!(reason, "NoMatchingNode");
+    assert!(
+        message.contains("other is not connected: the replica is gone"),
+        "{message}"
+    );
+    for member in &mut state.members[..2] {
+        for node in &mut member.nodes {
+            node.ready = false;
+            node.message = "the node's agent isn't running".into();
+        }
+    }
+    let (_, reason, message) = gateway_verdict(&resolve(&state), "frankfurt", ConditionType::Programmed);
+    assert_eq!(reason, "NoReadyNode");
+    assert!(
+        message.contains("fra-1/fra-1-n1 (the node's agent isn't running), fra-2/"),
+        "{message}"
+    );
+}
