@@ -9,9 +9,11 @@
 //!                                                                └─ conntrack  flows to cut
 //! ```
 //!
-//! State lives in the kernel alone: every apply observes, compares and writes the difference, so that a
-//! second apply writes nothing, an agent's restart disturbs nothing, and what somebody else changed is
-//! repaired. What is ours is told by its own marks: one nftables table, one device, route and rule
+//! State lives in the kernel: an apply observes, compares and writes the difference, so that a second apply
+//! writes nothing, an agent's restart disturbs nothing, and what somebody else changed is repaired. Only from one
+//! state to the next, while nobody else was seen to touch what is ours, the difference between the two is written
+//! at once and the kernel observed afterwards: one pod's change is then one run of `nft`. A write that doesn't
+//! fit, an error, drift and a repeated apply all lead back to observing first. What is ours is told by its own marks: one nftables table, one device, route and rule
 //! protocol number [`PROTOCOL`]; nothing else is ever removed.
 //!
 //! # The order of one apply
@@ -72,7 +74,8 @@ pub trait Kernel: Send + Sync {
     /// Makes the kernel hold `desired` and nothing else of ours. Answers what was changed.
     ///
     /// # Errors
-    /// [`Error::Incomplete`] when some step failed; the others were still tried. It is safe to apply again.
+    /// [`Error::Incomplete`] when some step failed; the table stands, and the other steps were still tried. Any other
+    /// error: the table couldn't be written, and nothing else was. It is safe to apply again.
     async fn apply(&self, desired: &DesiredState) -> Result<Changes>;
 
     /// What [`Kernel::apply`] would change, without changing it.

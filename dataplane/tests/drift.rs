@@ -4,8 +4,9 @@ mod support;
 
 use std::time::Duration;
 
+use spillway_core::node::nft::Atom;
 use spillway_dataplane::Kernel;
-use support::fixture::{desired, dump, node};
+use support::fixture::{chain, desired, dump, ip, node};
 use support::privileged;
 
 /// What is broken by hand is told of, and an apply restores exactly what was there.
@@ -108,4 +109,51 @@ async fn drift_is_noticed_and_repaired() {
     let repairs = drift.borrow_and_update().repairs;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(drift.borrow().repairs, repairs, "own writes are no drift");
+}
+
+/// From state to state only the difference is written, and what somebody took away meanwhile comes back with it
+/// or soon afterwards.
+#[tokio::test]
+async fn a_difference_is_written_over_what_somebody_broke() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let first = desired();
+    let mut second = desired();
+    let table = second.ruleset.as_mut().expect("table");
+    let pods = &mut table.sets.get_mut("pods4").expect("set").elements;
+    pods.insert(vec![Atom::Ip(ip("10.1.0.9"))], Some(Atom::Jump("class_1".into())));
+    table
+        .chains
+        .insert("egress_8".into(), chain(None, &["counter accept"]));
+    second.proxies.pop_first();
+    kernel.apply(&second).await.expect("apply");
+    for damage in [
+        "true",
+        "nft flush ruleset",
+        "nft flush map inet spillway pods4",
+        "nft delete element inet spillway pods4 { 10.1.0.5 }; ip route flush table 5711001; ip rule del pref 20001",
+        "nft flush chain inet spillway guard",
+        "ip link del spillway0",
+    ] {
+        kernel.apply(&first).await.expect("the first again");
+        node.run(damage);
+        let done = kernel
+            .apply(&second)
+            .await
+            .unwrap_or_else(|e| panic!("after {damage}: {e}"));
+        assert!(!done.is_empty(), "after {damage}");
+        // Whoever listens for drift applies again.
+        let mut drift = kernel.drift();
+        tokio::time::timeout(Duration::from_secs(5), async {
+            while !node.kernel().plan(&second).await.expect("plan").is_empty() {
+                drift.changed().await.expect("kernel thread");
+                kernel.apply(&second).await.expect("repair");
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("never repaired after {damage}"));
+    }
 }

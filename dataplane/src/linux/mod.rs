@@ -37,6 +37,9 @@ const REST: u32 = 5;
 /// How often the kernel is compared without any hint. Proxy neighbours and kernel settings change silently.
 const PERIOD: Duration = Duration::from_secs(15);
 
+/// How long a comparison gives way to commands. After that they wait for it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A command for the thread, with the way its answer takes.
 enum Command {
     Facts(Vec<IpAddr>, oneshot::Sender<Result<Facts>>),
@@ -117,12 +120,20 @@ impl LinuxKernel {
     }
 }
 
+/// What was last applied.
+struct Applied {
+    desired: DesiredState,
+    /// What was still different right afterwards: that isn't drift.
+    left: Changes,
+    /// All of it was taken, and no comparison since has found anything else.
+    sound: bool,
+}
+
 /// The thread's loop: commands first, comparisons when there is nothing else to do.
 struct Actor {
     worker: Worker,
     drift: watch::Sender<Drift>,
-    /// What was last applied, and what was still different right afterwards: that isn't drift.
-    applied: Option<(DesiredState, Changes)>,
+    applied: Option<Applied>,
     /// The facts last answered, and for which underlay addresses.
     told: Option<(Vec<IpAddr>, (spillway_core::node::state::Facts, Capabilities))>,
 }
@@ -147,6 +158,7 @@ impl Actor {
         let mut pending = Hint::default();
         let mut due = Instant::now() + PERIOD;
         let mut rested = Instant::now();
+        let mut overdue = None;
         loop {
             tokio::select! {
                 biased;
@@ -162,13 +174,19 @@ impl Actor {
                 }
                 () = sleep_until(due) => {
                     let started = Instant::now();
-                    let periodic = pending == Hint::default();
-                    if pending.ours || periodic {
-                        self.compare().await;
+                    let give_way_until = *overdue.get_or_insert(started + PATIENCE);
+                    // Whatever is compared here was written already; who waits to write comes first.
+                    let interrupted = tokio::select! {
+                        biased;
+                        Some(command) = inbox.recv(), if started < give_way_until => Some(command),
+                        () = self.look(pending) => None,
+                    };
+                    if let Some(command) = interrupted {
+                        self.obey(command).await;
+                        due = Instant::now() + SETTLE;
+                        continue;
                     }
-                    if pending.facts || periodic {
-                        self.compare_facts().await;
-                    }
+                    overdue = None;
                     pending = Hint::default();
                     due = Instant::now() + PERIOD;
                     rested = Instant::now() + started.elapsed() * REST;
@@ -188,12 +206,7 @@ impl Actor {
                 let _ = answer.send(facts);
             }
             Command::Apply(desired, answer) => {
-                let result = self.worker.apply(&desired).await;
-                let left = match &result {
-                    Ok(_) => Changes::default(),
-                    Err(_) => self.worker.plan(&desired).await.unwrap_or_default(),
-                };
-                self.applied = Some((*desired, left));
+                let result = self.apply(*desired).await;
                 let _ = answer.send(result);
             }
             Command::Plan(desired, answer) => {
@@ -208,14 +221,60 @@ impl Actor {
         }
     }
 
+    async fn apply(&mut self, desired: DesiredState) -> Result<Changes> {
+        // Not kept while something is written: whoever gives up in between leaves nothing that can be relied on.
+        if let Some(held) = self.applied.take()
+            && held.sound
+            && held.desired != desired
+        {
+            match self.worker.update(&held.desired, &desired).await {
+                Ok(changes) => {
+                    self.applied = Some(Applied {
+                        desired,
+                        left: Changes::default(),
+                        sound: true,
+                    });
+                    return Ok(changes);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the difference alone can't be written; comparing everything");
+                }
+            }
+        }
+        let result = self.worker.apply(&desired).await;
+        let left = match &result {
+            Ok(_) => Changes::default(),
+            Err(_) => self.worker.plan(&desired).await.unwrap_or_default(),
+        };
+        self.applied = Some(Applied {
+            desired,
+            left,
+            sound: result.is_ok(),
+        });
+        result
+    }
+
+    /// Compares what the hint is about; without a hint, everything.
+    async fn look(&mut self, hint: Hint) {
+        let periodic = hint == Hint::default();
+        if hint.ours || periodic {
+            self.compare().await;
+        }
+        if hint.facts || periodic {
+            self.compare_facts().await;
+        }
+    }
+
     async fn compare(&mut self) {
-        let Some((desired, left)) = &mut self.applied else {
+        let Some(Applied { desired, left, sound }) = &mut self.applied else {
             return;
         };
-        match self.worker.plan(desired).await {
-            Ok(found) if found.is_empty() || found == *left => {}
+        match self.worker.verify(desired).await {
+            Ok(found) if found.is_empty() => {}
+            Ok(found) if found == *left => *sound = false,
             Ok(found) => {
                 tracing::warn!(%found, "somebody changed what is ours in the kernel");
+                *sound = false;
                 // Told once: whoever listens applies again, and that sets what is left.
                 left.clone_from(&found);
                 self.drift.send_modify(|drift| {

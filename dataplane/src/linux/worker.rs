@@ -91,8 +91,18 @@ impl Worker {
 
     /// See [`crate::Kernel::plan`].
     pub(super) async fn plan(&mut self, desired: &DesiredState) -> Result<Changes> {
-        let mut changes = Changes::default();
         let table = self.nft.plan(desired.ruleset.as_ref()).await?;
+        self.plan_with(desired, table)
+    }
+
+    /// As [`Self::plan`], for what was written last.
+    pub(super) async fn verify(&mut self, desired: &DesiredState) -> Result<Changes> {
+        let table = self.nft.verify(desired.ruleset.as_ref()).await?;
+        self.plan_with(desired, table)
+    }
+
+    fn plan_with(&mut self, desired: &DesiredState, table: Changes) -> Result<Changes> {
+        let mut changes = Changes::default();
         let mut links = link::observe(&mut self.route)?;
         let device = link::device_steps(&links, desired.tunnel.as_ref());
         let mut build = device.clear;
@@ -145,61 +155,12 @@ impl Worker {
             match self.nft.apply(Some(ruleset)).await {
                 Ok(changes) => done.extend(changes),
                 // Without its guards nothing may be built.
-                Err(error) => {
-                    return Err(Error::Incomplete {
-                        done,
-                        failures: vec![error],
-                    });
-                }
+                Err(error) => return Err(error),
             }
         }
-
-        let mut links = link::observe(&mut self.route)?;
-        let device = link::device_steps(&links, desired.tunnel.as_ref());
-        let before = done.len();
-        step::run(device.clear, &mut self.route, &mut done, &mut failures);
-        step::run(device.build, &mut self.route, &mut done, &mut failures);
-        if done.len() > before {
-            links = link::observe(&mut self.route)?;
-            // What can't be given while a device is made.
-            let rest = link::device_steps(&links, desired.tunnel.as_ref()).build;
-            step::run(rest, &mut self.route, &mut done, &mut failures);
-        }
-        let index = |name: &String| links.get(name).map(|l| l.index);
-        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Watched {
-            tunnel: desired.tunnel.as_ref().and_then(|t| index(&t.name)).unwrap_or(0),
-            proxies: desired.proxies.iter().filter_map(|p| index(&p.device)).collect(),
-        };
-        let mut remove_addresses = Vec::new();
-        if let Some(tunnel) = &desired.tunnel {
-            let (add, remove) = addresses(&links, tunnel);
-            step::run(add, &mut self.route, &mut done, &mut failures);
-            remove_addresses = remove;
-        }
-
-        match self.steps(&links, desired, None) {
-            Ok(steps) => {
-                let proxies_before = neighbours::proxies(&mut self.route).unwrap_or_else(|error| {
-                    failures.push(error);
-                    BTreeSet::new()
-                });
-                step::run(steps.build, &mut self.route, &mut done, &mut failures);
-                let new = desired.proxies.iter().filter(|p| {
-                    links
-                        .get(&p.device)
-                        .is_some_and(|l| !proxies_before.contains(&(p.address, l.index)))
-                });
-                announce::start(announcements(&links, new));
-                step::run(steps.remove, &mut self.route, &mut done, &mut failures);
-            }
-            Err(error) => failures.push(error),
-        }
-        step::run(remove_addresses, &mut self.route, &mut done, &mut failures);
-        let failed_before = failures.len();
-        step::run(device.remove, &mut self.route, &mut done, &mut failures);
-
+        let bare = self.apply_objects(desired, &mut done, &mut failures);
         // A device that couldn't be removed stays guarded.
-        if desired.ruleset.is_none() && failures.len() == failed_before {
+        if desired.ruleset.is_none() && bare {
             match self.nft.apply(None).await {
                 Ok(changes) => done.extend(changes),
                 Err(error) => failures.push(error),
@@ -210,6 +171,90 @@ impl Worker {
         } else {
             Err(Error::Incomplete { done, failures })
         }
+    }
+
+    /// Leads from `held`, which the kernel is known to hold, to `desired`, in the order of [`Self::apply`]. What
+    /// doesn't differ isn't looked at.
+    ///
+    /// # Errors
+    /// Where something wasn't as it was held to be; [`Self::apply`] then finds out.
+    pub(super) async fn update(&mut self, held: &DesiredState, desired: &DesiredState) -> Result<Changes> {
+        let (Some(table), Some(wanted)) = (&held.ruleset, &desired.ruleset) else {
+            return Err(Error::Impossible(
+                "a table that comes or goes is no update".into(),
+            ));
+        };
+        let mut done = self.nft.update(table, wanted).await?;
+        if !same_objects(held, desired) {
+            let mut failures = Vec::new();
+            self.apply_objects(desired, &mut done, &mut failures);
+            if !failures.is_empty() {
+                return Err(Error::Incomplete { done, failures });
+            }
+        }
+        Ok(done)
+    }
+
+    /// Everything but the table. Answers whether no device is left that shouldn't be.
+    fn apply_objects(
+        &mut self,
+        desired: &DesiredState,
+        done: &mut Changes,
+        failures: &mut Vec<Error>,
+    ) -> bool {
+        let mut links = match link::observe(&mut self.route) {
+            Ok(links) => links,
+            Err(error) => {
+                failures.push(error);
+                return false;
+            }
+        };
+        let device = link::device_steps(&links, desired.tunnel.as_ref());
+        let before = done.len();
+        step::run(device.clear, &mut self.route, done, failures);
+        step::run(device.build, &mut self.route, done, failures);
+        if done.len() > before {
+            match link::observe(&mut self.route) {
+                Ok(fresh) => links = fresh,
+                Err(error) => failures.push(error),
+            }
+            // What can't be given while a device is made.
+            let rest = link::device_steps(&links, desired.tunnel.as_ref()).build;
+            step::run(rest, &mut self.route, done, failures);
+        }
+        let index = |name: &String| links.get(name).map(|l| l.index);
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Watched {
+            tunnel: desired.tunnel.as_ref().and_then(|t| index(&t.name)).unwrap_or(0),
+            proxies: desired.proxies.iter().filter_map(|p| index(&p.device)).collect(),
+        };
+        let mut remove_addresses = Vec::new();
+        if let Some(tunnel) = &desired.tunnel {
+            let (add, remove) = addresses(&links, tunnel);
+            step::run(add, &mut self.route, done, failures);
+            remove_addresses = remove;
+        }
+
+        match self.steps(&links, desired, None) {
+            Ok(steps) => {
+                let proxies_before = neighbours::proxies(&mut self.route).unwrap_or_else(|error| {
+                    failures.push(error);
+                    BTreeSet::new()
+                });
+                step::run(steps.build, &mut self.route, done, failures);
+                let new = desired.proxies.iter().filter(|p| {
+                    links
+                        .get(&p.device)
+                        .is_some_and(|l| !proxies_before.contains(&(p.address, l.index)))
+                });
+                announce::start(announcements(&links, new));
+                step::run(steps.remove, &mut self.route, done, failures);
+            }
+            Err(error) => failures.push(error),
+        }
+        step::run(remove_addresses, &mut self.route, done, failures);
+        let failed_before = failures.len();
+        step::run(device.remove, &mut self.route, done, failures);
+        failures.len() == failed_before
     }
 
     /// Announces those of `addresses` that we answer for.
@@ -271,6 +316,17 @@ impl Worker {
             remove: removals.into_iter().rev().flatten().collect(),
         })
     }
+}
+
+/// Whether the two differ in nothing but their tables.
+fn same_objects(a: &DesiredState, b: &DesiredState) -> bool {
+    a.tunnel == b.tunnel
+        && a.forwarding == b.forwarding
+        && a.neighbours == b.neighbours
+        && a.routes == b.routes
+        && a.rules == b.rules
+        && a.proxies == b.proxies
+        && a.sysctls == b.sysctls
 }
 
 fn addresses(

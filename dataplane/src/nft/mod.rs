@@ -5,11 +5,13 @@
 //! anew as a whole. Where even a set's type or a chain's hook differs, the table is replaced. All of this is one
 //! file to `nft -f -`, and so one transaction: packets meet the old table or the new one.
 
+mod between;
 mod diff;
 mod observe;
 mod render;
 mod run;
 
+pub use between::between;
 pub use diff::{Difference, difference};
 pub use observe::{Observed, ObservedChain, ObservedSet, parse};
 pub use render::{stamp, whole};

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{Difference, FAMILY, Observed, difference, parse};
+use super::{Difference, FAMILY, Observed, between, difference, parse};
 use crate::{Changes, Error, Operation, Result};
 
 /// A transaction of ten thousands of elements takes seconds; one that takes this long is stuck.
@@ -56,6 +56,28 @@ impl Nft {
     /// What [`Self::apply`] would change.
     pub async fn plan(&self, desired: Option<&Ruleset>) -> Result<Changes> {
         Ok(self.compare(desired).await?.1.changes)
+    }
+
+    /// As [`Self::plan`]; what is found as wanted is known from then on.
+    pub async fn verify(&mut self, desired: Option<&Ruleset>) -> Result<Changes> {
+        let (observed, difference) = self.compare(desired).await?;
+        if difference.changes.is_empty() {
+            self.learn(observed.as_ref());
+        }
+        Ok(difference.changes)
+    }
+
+    /// Makes the table as wanted where the kernel is known to hold `held`, in one run of nft and without reading
+    /// anything back. To be followed by [`Self::verify`] before long.
+    ///
+    /// # Errors
+    /// Where nft refuses, as it does when something is missing: [`Self::apply`] then finds out.
+    pub async fn update(&mut self, held: &Ruleset, desired: &Ruleset) -> Result<Changes> {
+        let difference = between(held, desired);
+        if !difference.changes.is_empty() {
+            transaction(&difference.script).await?;
+        }
+        Ok(difference.changes)
     }
 
     /// What is there, and what it lacks.
