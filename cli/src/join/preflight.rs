@@ -163,7 +163,8 @@ fn earlier(found: &HubConnection, join: &Join) -> Result<(), Failure> {
     };
     Err(Failure::new(Exit::AlreadyJoined, what)
         .fix("see how it does: spillway status")
-        .fix("to move it to another hub or name, take it out first: spillway leave"))
+        .fix("to move it to another hub or name, take it out first: spillway leave")
+        .fix("if that hub doesn't accept it any more, as status then says: spillway leave --force, then join again"))
 }
 
 #[cfg(test)]
