@@ -1,6 +1,7 @@
 //! From the plan and the node's pods to the kernel's desired state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use spillway_crds::address::PrefixPair;
@@ -16,7 +17,7 @@ use super::select::{Selection, holder, select};
 use super::state::{DesiredState, Route, RouteTarget, Rule};
 
 /// Ranges that never leave any node through a gateway: loopback, link-local, multicast and above.
-const NEVER: [&str; 7] = [
+pub(super) const NEVER: [&str; 7] = [
     "127.0.0.0/8",
     "169.254.0.0/16",
     "224.0.0.0/3",
@@ -76,7 +77,7 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
     }
 
     let local = union(local_ranges(inputs, plan));
-    let overlay_range: Vec<IpNet> = prefixes(&plan.member.overlay_range).collect();
+    let overlay_range = overlay_range(plan);
     let away = plan
         .gateways
         .iter()
@@ -195,6 +196,11 @@ fn prefixes(pair: &PrefixPair) -> impl Iterator<Item = IpNet> {
         .map(|p: IpNet| p.trunc())
 }
 
+/// The federation's overlay ranges.
+pub(super) fn overlay_range(plan: &NodePlan) -> Vec<IpNet> {
+    prefixes(&plan.member.overlay_range).collect()
+}
+
 /// What no policy takes: this cluster's ranges, its nodes, the overlay, and what isn't unicast at all.
 fn local_ranges(inputs: &NodeInputs, plan: &NodePlan) -> Vec<IpNet> {
     let cluster = inputs.network.sources.iter().flat_map(|s| &s.cidrs);
@@ -232,12 +238,16 @@ fn flows(
         .into_iter()
         .map(|(name, class)| (name, class.destinations))
         .collect();
+    let mut granted: BTreeMap<u16, BTreeMap<IpNet, BTreeSet<IpAddr>>> = BTreeMap::new();
+    for ((prefix, id), leaves) in &held.granted {
+        granted.entry(*id).or_default().insert(*prefix, leaves.clone());
+    }
     Flows {
         pods: selection.pods,
         classes,
         local,
         leaves_with,
-        granted: held.granted.clone(),
+        granted,
         ours: own.into_iter().chain(held.guarded.iter().copied()).collect(),
         overlay,
         abandoned: BTreeSet::new(),

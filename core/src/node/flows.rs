@@ -45,8 +45,9 @@ pub struct Flows {
     pub local: Vec<Interval>,
     /// For each identity that pods of this node use, the address its flows leave this node with.
     pub leaves_with: BTreeMap<u16, BTreeSet<IpAddr>>,
-    /// For each (overlay prefix, identity) that this node accepts from the tunnel, the egress IPs.
-    pub granted: BTreeMap<(IpNet, u16), BTreeSet<IpAddr>>,
+    /// For each identity that this node accepts from the tunnel, the egress IPs by the overlay prefixes that may
+    /// use it.
+    pub granted: BTreeMap<u16, BTreeMap<IpNet, BTreeSet<IpAddr>>>,
     /// Addresses that only our own NAT translates to: this node's overlay addresses and the egress IPs
     /// it holds.
     pub ours: BTreeSet<IpAddr>,
@@ -56,8 +57,26 @@ pub struct Flows {
     pub abandoned: BTreeSet<IpAddr>,
 }
 
-/// The identity in a connection mark.
+/// The identity in a connection mark that is ours.
 pub const IDENTITY_MASK: u32 = 0x0000_ffff;
+
+/// Bits of a connection mark by which an identity is told from what others keep in the same low bits, such as the
+/// AWS VPC CNI's 0x80: without the tag a connection isn't ours, whatever else its mark says.
+pub const TAG_MASK: u32 = 0xff00_0000;
+
+/// What those bits hold in a connection of ours.
+pub const TAG: u32 = 0x5300_0000;
+
+/// The connection mark of an identity, without the bits that are others'.
+pub const fn connection_mark(identity: u16) -> u32 {
+    TAG | identity as u32
+}
+
+/// The identity in a connection mark; `None` where the connection isn't ours.
+pub fn identity_of(mark: u32) -> Option<u16> {
+    let identity = u16::try_from(mark & IDENTITY_MASK).ok()?;
+    (mark & TAG_MASK == TAG && identity != 0).then_some(identity)
+}
 
 impl Flows {
     /// True where nothing of ours is in any flow's way, so that no dump is needed.
@@ -77,18 +96,18 @@ impl Flows {
 
     /// True where the entry must go.
     pub fn cut(&self, flow: &Flow) -> bool {
-        let identity = flow.mark & IDENTITY_MASK;
+        let identity = identity_of(flow.mark);
         if self.overlay.iter().any(|p| p.contains(&flow.source)) && !self.ours.contains(&flow.source) {
-            return !self.granted.iter().any(|((prefix, id), leaves)| {
-                u32::from(*id) == identity
-                    && prefix.contains(&flow.source)
-                    && leaves.contains(&flow.translated)
-            });
+            let granted = identity.and_then(|id| self.granted.get(&id));
+            return !granted
+                .into_iter()
+                .flatten()
+                .any(|(prefix, leaves)| prefix.contains(&flow.source) && leaves.contains(&flow.translated));
         }
         match self.verdict(flow) {
             Some(Verdict::Block) => true,
             Some(Verdict::Identity(id)) => {
-                identity != u32::from(id)
+                identity != Some(id)
                     || !self
                         .leaves_with
                         .get(&id)
@@ -96,7 +115,7 @@ impl Flows {
             }
             None => {
                 flow.translated != flow.source
-                    && identity != 0
+                    && identity.is_some()
                     && (self.ours.contains(&flow.translated)
                         || self.abandoned.contains(&flow.translated)
                         || self.overlay.iter().any(|p| p.contains(&flow.translated)))

@@ -19,7 +19,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::flows::IDENTITY_MASK;
+use super::flows::{IDENTITY_MASK, TAG, TAG_MASK, connection_mark};
 use super::held::Held;
 use super::inputs::{Addresses, Settings};
 use super::interval::{Family, Interval};
@@ -77,9 +77,14 @@ pub(super) const WORDS: [Words; 2] = [
     },
 ];
 
-/// `ct mark`, as far as it holds an identity.
+/// What is ours of `ct mark`: tag and identity.
 fn identity() -> String {
-    format!("ct mark and {IDENTITY_MASK:#010x}")
+    format!("ct mark and {:#010x}", TAG_MASK | IDENTITY_MASK)
+}
+
+/// Whether a connection is ours, where `is` is `==` or `!=`.
+fn tagged(is: &str) -> String {
+    format!("ct mark and {TAG_MASK:#010x} {is} {TAG:#010x}")
 }
 
 impl Parts<'_> {
@@ -175,7 +180,7 @@ impl Parts<'_> {
             rules.push(format!("{header} daddr @local{suffix} counter drop"));
         }
         rules.push("fib daddr type { local, broadcast, anycast, multicast } counter drop".into());
-        rules.push("ct state new ct mark set meta mark".into());
+        rules.push(format!("ct state new ct mark set meta mark or {TAG:#010x}"));
         rules.push("meta mark set 0x00000000".into());
         rules
     }
@@ -216,11 +221,11 @@ impl Parts<'_> {
             "ct state invalid,untracked counter drop".to_owned(),
             format!(
                 "ct state new ct mark set ct mark and {:#010x} or {:#010x}",
-                !IDENTITY_MASK,
-                u32::from(id)
+                !(TAG_MASK | IDENTITY_MASK),
+                connection_mark(id)
             ),
             // A flow that began under another identity, or under none, was translated then and for good.
-            format!("{} != {:#010x} counter drop", identity(), u32::from(id)),
+            format!("{} != {:#010x} counter drop", identity(), connection_mark(id)),
         ];
         if let Some(mark) = self.routed.get(&id) {
             rules.push(format!(
@@ -234,7 +239,7 @@ impl Parts<'_> {
     fn forward(&self) -> Vec<String> {
         let device = &self.settings.device;
         vec![
-            format!("oifname \"{device}\" {} == 0x00000000 counter drop", identity()),
+            format!("oifname \"{device}\" {} counter drop", tagged("!=")),
             format!("oifname \"{device}\" tcp flags syn / syn,rst tcp option maxseg size set rt mtu"),
         ]
     }
@@ -252,8 +257,8 @@ impl Parts<'_> {
         {
             if let Some(own) = self.overlay.get(*family) {
                 rules.push(format!(
-                    "oifname \"{device}\" meta nfproto {nfproto} {} != 0x00000000 snat {header} to {own}",
-                    identity()
+                    "oifname \"{device}\" meta nfproto {nfproto} {} snat {header} to {own}",
+                    tagged("==")
                 ));
             }
             rules.push(format!(
@@ -277,7 +282,8 @@ impl Parts<'_> {
         let identity = identity();
         let mask = self.settings.mark_mask;
         rules.push(format!(
-            "{identity} != 0x00000000 meta mark and {mask:#010x} @routed counter drop"
+            "{} meta mark and {mask:#010x} @routed counter drop",
+            tagged("==")
         ));
         rules.push(format!("ct direction original {identity} @away counter drop"));
         rules.push(format!("ct direction original {identity} vmap @held"));
@@ -300,7 +306,9 @@ impl Parts<'_> {
             });
             rules.push(format!("{header} daddr @eips{suffix} counter drop"));
         }
-        rules.push(format!("meta mark set {}", identity()));
+        // The node's own packets belong to no identity.
+        rules.push(format!("{} meta mark set 0x00000000 return", tagged("!=")));
+        rules.push(format!("meta mark set ct mark and {IDENTITY_MASK:#010x}"));
         rules
     }
 }

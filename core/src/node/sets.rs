@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::flows::Verdict;
+use super::flows::{Verdict, connection_mark};
 use super::interval::{Family, Interval};
 use super::nft::{Atom, Set};
 use super::ruleset::{Parts, WORDS, Words};
@@ -14,7 +14,7 @@ impl Parts<'_> {
     /// along, and an element's change would become a table's.
     pub(super) fn sets(&self) -> BTreeMap<String, Set> {
         let mut sets = BTreeMap::new();
-        let mark = |id: u16| vec![Atom::Number(id.into())];
+        let mark = |id: u16| vec![Atom::Number(connection_mark(id))];
         for Words {
             family,
             suffix,
