@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use spillway_crds::member::PlannedGatewaySpec;
 
+use super::compile::{NEVER, overlay_range};
 use super::inputs::{Addresses, NodeInputs, NodePlan};
 use super::interval::Family;
 use super::peers::{MAIN, METRIC, Peers};
@@ -30,8 +31,9 @@ impl Held {
     pub(super) fn new(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Self {
         let mut held = Self::default();
         let mine = |g: &&PlannedGatewaySpec| holder(g).is_some_and(|n| peers.is_self(n));
+        let taken = Taken::new(inputs, plan, peers);
         for identity in plan.gateways.iter().filter(mine).flat_map(|g| &g.identities) {
-            let egress = Addresses::of(&identity.egress_ip);
+            let egress = Addresses::of(&identity.egress_ip).without(|a| taken.by(a).is_some());
             held.identities.insert(identity.id, egress);
             held.guarded
                 .extend(egress.iter().filter(|a| !inputs.facts.is_own(*a)));
@@ -46,6 +48,7 @@ impl Held {
                     .extend(egress.get(family));
             }
         }
+        held.granted = widest(held.granted);
         held
     }
 
@@ -86,6 +89,76 @@ impl Held {
                     set("net/ipv6/conf/all/proxy_ndp".into(), "1");
                 }
             }
+        }
+    }
+}
+
+/// Without what lies within another prefix of the same identity: nft takes no overlapping elements, and refuses
+/// all others with them.
+fn widest(granted: BTreeMap<(IpNet, u16), BTreeSet<IpAddr>>) -> BTreeMap<(IpNet, u16), BTreeSet<IpAddr>> {
+    let mut last: BTreeMap<u16, IpNet> = BTreeMap::new();
+    // A prefix comes before all that lie within it.
+    granted
+        .into_iter()
+        .filter(|((prefix, id), _)| {
+            let within = last.get(id).is_some_and(|wide| wide.contains(prefix));
+            if !within {
+                last.insert(*id, *prefix);
+            }
+            !within
+        })
+        .collect()
+}
+
+/// Addresses that can't be egress IPs, since a route to them into the tunnel would cut this node off from what
+/// has them.
+pub(super) struct Taken<'a> {
+    hosts: BTreeMap<IpAddr, String>,
+    overlay: Vec<IpNet>,
+    inputs: &'a NodeInputs,
+}
+
+impl<'a> Taken<'a> {
+    pub(super) fn new(inputs: &'a NodeInputs, plan: &NodePlan, peers: &Peers) -> Self {
+        let mut hosts = BTreeMap::new();
+        for source in &inputs.network.sources {
+            let nets = source.cidrs.iter().filter_map(|c| c.parse::<IpNet>().ok());
+            for net in nets.filter(|n| n.prefix_len() == n.max_prefix_len()) {
+                hosts.insert(
+                    net.addr(),
+                    format!("an address of this cluster ({})", source.source),
+                );
+            }
+        }
+        for (node, remote) in peers.underlays() {
+            hosts.insert(
+                remote,
+                format!("the address of node {}/{}", node.member, node.node),
+            );
+        }
+        for (node, spec) in &inputs.nodes {
+            for address in Addresses::of(&spec.underlay).iter() {
+                hosts.insert(address, format!("the address of node {node}"));
+            }
+        }
+        Self {
+            hosts,
+            overlay: overlay_range(plan),
+            inputs,
+        }
+    }
+
+    /// What has `address`, in words. This node's own addresses are nobody else's.
+    pub(super) fn by(&self, address: IpAddr) -> Option<&str> {
+        let never = |range: &&str| range.parse::<IpNet>().is_ok_and(|range| range.contains(&address));
+        if NEVER.iter().any(|r| never(r)) || address.is_unspecified() {
+            Some("no unicast address")
+        } else if self.overlay.iter().any(|range| range.contains(&address)) {
+            Some("in the federation's overlay range")
+        } else if self.inputs.facts.is_own(address) {
+            None
+        } else {
+            self.hosts.get(&address).map(String::as_str)
         }
     }
 }

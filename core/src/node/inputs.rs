@@ -166,6 +166,16 @@ impl Addresses {
         }
     }
 
+    /// The same without those for which `unwanted` is true.
+    #[must_use]
+    pub fn without(self, unwanted: impl Fn(IpAddr) -> bool) -> Self {
+        let keep = |a: &IpAddr| !unwanted(*a);
+        Self {
+            v4: self.v4.filter(keep),
+            v6: self.v6.filter(keep),
+        }
+    }
+
     /// Both, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.v4.into_iter().chain(self.v6)

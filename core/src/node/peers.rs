@@ -39,6 +39,8 @@ pub(super) struct Peers {
     me: NodeRef,
     own: Option<Own>,
     others: BTreeMap<NodeRef, Peer>,
+    /// Nodes left out because another has their overlay address, with that address and the other.
+    pub(super) doubles: Vec<(NodeRef, IpAddr, NodeRef)>,
 }
 
 impl Peers {
@@ -76,7 +78,7 @@ impl Peers {
                 .iter()
                 .map(|n| (p.member.as_str(), n.name.as_str(), &n.overlay, &n.underlay))
         });
-        let others = siblings
+        let found = siblings
             .chain(foreign)
             .filter_map(|(member, node, overlay, underlay)| {
                 let name = NodeRef {
@@ -85,12 +87,27 @@ impl Peers {
                 };
                 Some((name, peer(overlay, underlay, family)?))
             })
-            .filter(|(name, peer)| *name != me && peer.remote != own.local)
-            .collect();
+            .filter(|(name, peer)| *name != me && peer.remote != own.local);
+        // Two behind one address would take each other's place in the kernel for ever.
+        let mut owners: BTreeMap<IpAddr, NodeRef> =
+            own.overlay.iter().map(|address| (address, me.clone())).collect();
+        let mut others = BTreeMap::new();
+        let mut doubles = Vec::new();
+        for (name, peer) in found {
+            let owner = |address: &IpAddr| owners.get(address).filter(|owner| **owner != name);
+            if let Some(address) = peer.overlay.iter().find(|a| owner(a).is_some()) {
+                let owner = owner(&address).cloned().unwrap_or_default();
+                doubles.push((name, address, owner));
+                continue;
+            }
+            owners.extend(peer.overlay.iter().map(|address| (address, name.clone())));
+            others.insert(name, peer);
+        }
         Self {
             me,
             own: Some(own),
             others,
+            doubles,
         }
     }
 
@@ -104,6 +121,11 @@ impl Peers {
 
     pub(super) fn own_overlay(&self) -> Addresses {
         self.own.as_ref().map(|o| o.overlay).unwrap_or_default()
+    }
+
+    /// Addresses of the other nodes.
+    pub(super) fn underlays(&self) -> impl Iterator<Item = (&NodeRef, IpAddr)> {
+        self.others.iter().map(|(node, peer)| (node, peer.remote))
     }
 
     /// Addresses that tunnel packets may come from.

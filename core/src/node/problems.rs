@@ -3,6 +3,7 @@
 
 use ipnet::IpNet;
 
+use super::held::Taken;
 use super::inputs::{Addresses, NodeInputs};
 use super::peers::Peers;
 use super::select::holder;
@@ -24,6 +25,13 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
         Some(_) => {}
     }
     let peers = Peers::new(inputs, plan);
+    for (node, address, owner) in &peers.doubles {
+        out.push(format!(
+            "node {}/{} is left out: its overlay address {address} is that of node {}/{} already",
+            node.member, node.node, owner.member, owner.node
+        ));
+    }
+    let taken = Taken::new(inputs, plan, &peers);
     for gateway in &plan.gateways {
         let Some(node) = holder(gateway) else {
             continue;
@@ -33,11 +41,19 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
                 .identities
                 .iter()
                 .flat_map(|i| Addresses::of(&i.egress_ip).iter());
-            for address in egress.filter(|a| inputs.facts.uplink_for(*a).is_none()) {
-                out.push(format!(
-                    "gateway {}: no interface has the network of egress IP {address} and there is no default route",
-                    gateway.gateway
-                ));
+            for address in egress {
+                let name = &gateway.gateway;
+                if let Some(what) = taken.by(address) {
+                    out.push(format!(
+                        "gateway {name}: egress IP {address} (spec.addresses) is {what}; what would leave with it is \
+                         blocked"
+                    ));
+                } else if inputs.facts.uplink_for(address).is_none() {
+                    out.push(format!(
+                        "gateway {name}: no interface has the network of egress IP {address} and there is no default \
+                         route"
+                    ));
+                }
             }
         } else if peers.get(node).is_none() {
             out.push(format!(

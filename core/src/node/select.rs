@@ -93,6 +93,7 @@ pub(super) fn select(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Sel
     let policies = in_order(plan);
     let parsed: Vec<(Vec<IpNet>, Vec<IpNet>)> = policies.iter().map(|p| destinations(p)).collect();
     let mut selection = Selection::default();
+    let mut names: BTreeMap<Vec<usize>, String> = BTreeMap::new();
     for (address, pod) in owners(&inputs.pods) {
         let chosen: Vec<usize> = (0..policies.len())
             .filter(|i| selects(policies[*i], pod, inputs))
@@ -100,7 +101,12 @@ pub(super) fn select(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Sel
         if chosen.is_empty() {
             continue;
         }
+        if let Some(name) = names.get(&chosen) {
+            selection.pods.insert(address, name.clone());
+            continue;
+        }
         let name = class_name(chosen.iter().map(|i| policies[*i]));
+        names.insert(chosen.clone(), name.clone());
         selection.pods.insert(address, name.clone());
         selection.classes.entry(name).or_insert_with(|| {
             let destinations = Family::BOTH.into_iter().flat_map(|family| {

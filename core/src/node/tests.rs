@@ -11,6 +11,7 @@ use spillway_crds::member::{PlannedPolicySpec, PlannedThrough, PolicyRef};
 
 use super::flows::{Flow, Verdict};
 use super::inputs::{NodeInputs, NodePlan, Pod};
+use super::nft::Atom;
 use super::state::{DesiredState, RouteTarget};
 use super::{compile, compile_numbered, fixtures, problems};
 
@@ -444,7 +445,7 @@ fn flows_that_began_otherwise_are_cut() {
         mark,
     };
     let source = compile(&fixtures::source()).flows;
-    let kept = flow("10.244.0.5", "198.51.100.1", "100.64.4.1", 0x10007);
+    let kept = flow("10.244.0.5", "198.51.100.1", "100.64.4.1", 0x5301_0007);
     assert!(!source.cut(&kept), "as the plan has it");
     assert!(
         source.cut(&Flow {
@@ -454,7 +455,13 @@ fn flows_that_began_otherwise_are_cut() {
         }),
         "older than the policy"
     );
-    assert!(source.cut(&Flow { mark: 8, ..kept }), "another identity");
+    assert!(
+        source.cut(&Flow {
+            mark: 0x5300_0008,
+            ..kept
+        }),
+        "another identity"
+    );
     assert!(
         source.cut(&Flow {
             source: ip("10.244.0.7"),
@@ -483,9 +490,15 @@ fn flows_that_began_otherwise_are_cut() {
     );
 
     let gateway = compile(&fixtures::gateway()).flows;
-    let kept = flow("100.64.4.1", "198.51.100.1", "203.0.113.10", 7);
+    let kept = flow("100.64.4.1", "198.51.100.1", "203.0.113.10", 0x5300_0007);
     assert!(!gateway.cut(&kept));
-    assert!(gateway.cut(&Flow { mark: 8, ..kept }), "not granted");
+    assert!(
+        gateway.cut(&Flow {
+            mark: 0x5300_0008,
+            ..kept
+        }),
+        "not granted"
+    );
     assert!(
         gateway.cut(&Flow {
             translated: ip("203.0.113.11"),
@@ -504,7 +517,7 @@ fn flows_that_began_otherwise_are_cut() {
     let torn_down = DesiredState::default().flows;
     assert!(torn_down.is_empty());
     let leaving = torn_down.after(&source);
-    let ours = flow("10.244.0.5", "198.51.100.1", "100.64.4.1", 7);
+    let ours = flow("10.244.0.5", "198.51.100.1", "100.64.4.1", 0x5300_0007);
     assert!(
         !leaving.is_empty() && leaving.cut(&ours),
         "it would keep an address that is nobody's any more"
@@ -513,12 +526,120 @@ fn flows_that_began_otherwise_are_cut() {
     assert!(
         torn_down
             .after(&gateway)
-            .cut(&flow("100.64.4.1", "198.51.100.1", "203.0.113.10", 7))
+            .cut(&flow("100.64.4.1", "198.51.100.1", "203.0.113.10", 0x5300_0007))
     );
 
     let both = compile(&fixtures::both()).flows;
-    assert!(!both.cut(&flow("10.244.0.5", "198.51.100.1", "203.0.113.10", 7)));
+    assert!(!both.cut(&flow("10.244.0.5", "198.51.100.1", "203.0.113.10", 0x5300_0007)));
     assert!(both.cut(&flow("10.244.0.5", "198.51.100.1", "10.0.0.2", 0)));
+}
+
+#[test]
+fn others_bits_of_a_connection_mark_are_neither_read_nor_written() {
+    let state = compile(&fixtures::both());
+    let table = state.ruleset.expect("table");
+    for rule in table.chains.values().flat_map(|c| &c.rules) {
+        if let Some((_, value)) = rule.split_once("ct mark set ") {
+            let keeps = value.starts_with("ct mark and 0x00ff0000 or 0x53");
+            let tunnelled = rule == "ct state new ct mark set meta mark or 0x53000000";
+            assert!(keeps || tunnelled, "{rule}");
+        } else if let Some((_, read)) = rule.split_once("ct mark and ") {
+            let tag = read.starts_with("0xff000000 == 0x53") || read.starts_with("0xff000000 != 0x53");
+            let into_tunnel = rule == "meta mark set ct mark and 0x0000ffff";
+            assert!(tag || read.starts_with("0xff00ffff ") || into_tunnel, "{rule}");
+        }
+    }
+    for set in ["eip4", "eip6", "held", "away"] {
+        for key in table.sets[set].elements.keys() {
+            assert!(
+                matches!(key[..], [Atom::Number(n)] if n >> 24 == 0x53),
+                "{set}: {key:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn of_two_nodes_with_one_overlay_address_one_is_left_out_and_named() {
+    let mut inputs = fixtures::source();
+    let mut double = plan(&mut inputs).peers[0].clone();
+    double.member = "c".into();
+    double.nodes[0].underlay.ipv4 = Some("10.0.0.3".into());
+    plan(&mut inputs).peers.push(double);
+    let mut own = plan(&mut inputs).peers[0].clone();
+    own.member = "d".into();
+    own.nodes[0].overlay = fixtures::node_of(1).overlay;
+    plan(&mut inputs).peers.push(own);
+    let state = compile(&inputs);
+    assert_eq!(state.forwarding, compile(&fixtures::source()).forwarding);
+    assert_eq!(state.neighbours, compile(&fixtures::source()).neighbours);
+    let found = problems(&inputs).join("\n");
+    assert!(found.contains("c/b-1") && found.contains("d/b-1"), "{found}");
+    assert_eq!(
+        verdict_of(&state, "10.244.0.5", "198.51.100.1"),
+        Some(Verdict::Identity(7)),
+        "neighbours go on"
+    );
+}
+
+#[test]
+fn an_egress_ip_that_is_somebody_elses_is_never_routed_into_the_tunnel() {
+    for address in [
+        "10.0.0.1",
+        "10.0.0.9",
+        "10.0.0.77",
+        "100.64.8.1",
+        "127.0.0.1",
+        "0.0.0.0",
+    ] {
+        let mut inputs = fixtures::gateway();
+        inputs.nodes.insert(
+            "b-2".into(),
+            spillway_crds::member::EgressNodeSpec {
+                underlay: AddressPair {
+                    ipv4: Some("10.0.0.77".into()),
+                    ipv6: None,
+                },
+                ..fixtures::node_of(9)
+            },
+        );
+        inputs.network.sources[0].cidrs.push("10.0.0.9/32".into());
+        let mut second = plan(&mut inputs).gateways[0].clone();
+        second.gateway = "wrong".into();
+        second.identities[0].id = 8;
+        second.identities[0].egress_ip = AddressPair {
+            ipv4: Some(address.into()),
+            ipv6: None,
+        };
+        plan(&mut inputs).gateways.push(second);
+        let state = compile(&inputs);
+        let proxied = |a: &str| state.proxies.iter().any(|p| p.address == ip(a));
+        assert!(!proxied(address) && proxied("203.0.113.10"), "{address}");
+        let table = state.ruleset.as_ref().expect("table");
+        assert!(
+            table.chains["held_8"]
+                .rules
+                .contains(&"meta nfproto ipv4 counter drop".to_owned())
+        );
+        let found = problems(&inputs).join("\n");
+        assert!(found.contains("wrong") && found.contains(address), "{found}");
+        nft_accepts(&state);
+    }
+}
+
+#[test]
+fn grants_that_lie_within_each_other_are_one() {
+    let mut inputs = fixtures::gateway();
+    let granted = &mut plan(&mut inputs).gateways[0].identities[0].granted;
+    let mut within = granted[0].clone();
+    within.ipv4 = Some("100.64.5.0/24".into());
+    granted.push(within);
+    let state = compile(&inputs);
+    assert_eq!(
+        state.ruleset.as_ref().map(|t| t.sets["granted4"].elements.len()),
+        Some(2)
+    );
+    nft_accepts(&state);
 }
 
 #[test]
