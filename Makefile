@@ -20,16 +20,17 @@ demo: build ## Bring up a hub and two member clusters, join them, apply one poli
 	$(AS_ROOT) target/debug/demo
 
 .PHONY: test
-test: check unit docs e2e ## Everything: format, clippy, deny, unit and property tests, docs, e2e on real clusters
+test: toolbox check unit docs e2e ## Everything: format, clippy, deny, unit and property tests, docs, e2e on real clusters
 
 .PHONY: check
-check: tools ## Format, clippy, dependency rules, generated files
+check: tools toolbox ## Format, clippy, dependency rules, generated files
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo deny --log-level error check bans licenses sources
+	deploy/generate.sh --check
 
 .PHONY: unit
-unit: packages ## Unit and property tests; those of the data path run against this machine's kernel, in own namespaces
+unit: toolbox ## Unit and property tests; those of the data path run against this machine's kernel, in own namespaces
 	$(AS_ROOT) cargo test --workspace --exclude spillway-e2e
 	$(AS_ROOT) cargo test -p spillway-e2e --lib --bins
 
@@ -46,22 +47,17 @@ bench: build ## Measure convergence and throughput; prints a table and writes ta
 	$(AS_ROOT) target/debug/spillway-bench
 
 .PHONY: build
-build: packages ## Build all programs
+build: ## Build all programs
 	cargo build --workspace --all-targets
 
 .PHONY: generate
-generate: ## Write CRDs, manifests and reference docs anew from the code
+generate: toolbox ## Write CRDs, manifests and reference docs anew from the code
 	deploy/generate.sh
 
-.PHONY: packages
-packages:
-	@missing=(); for p in nftables iproute2 conntrack; do
-	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p)
-	done
-	if (( $${#missing[@]} )); then
-	  echo "Installing Debian packages: $${missing[*]}"
-	  $(AS_ROOT) apt-get -qq update && $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y "$${missing[@]}" >/dev/null
-	fi
+.PHONY: toolbox
+toolbox: ## Install Debian packages and build Kubernetes, etcd, containerd and Helm where they are missing
+	cargo build --quiet -p spillway-e2e --bin arena
+	$(AS_ROOT) target/debug/arena toolbox
 
 .PHONY: tools
 tools:

@@ -35,9 +35,11 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Install and build the programs that arenas run, where they are missing: Kubernetes, etcd, containerd, Helm.
+    Toolbox,
     /// Bring an arena up; returns when every node is Ready.
     Up {
-        /// Clusters as NAME[:NODES[@PARTITION]], separated by commas.
+        /// Clusters as `NAME[:NODES[@PARTITION]]`, separated by commas.
         #[arg(long, default_value = "hub:1,a:2,b:2", conflicts_with = "config")]
         clusters: String,
         /// A YAML file with `clusters:`, each with name, nodes, partition, podRanges, serviceRanges, kubernetes, labels, nodeLabels.
@@ -193,6 +195,9 @@ async fn dispatch(args: Args) -> Result<ExitCode> {
                     .for_each(|c| c.kubernetes = version);
             }
             up(&spec, load, keep_failed).await?;
+        }
+        Verb::Toolbox => {
+            tokio::task::spawn_blocking(|| Toolbox::ensure(&[])).await??;
         }
         Verb::Status => {
             let plan = dirs.load_existing()?;
