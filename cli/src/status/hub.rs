@@ -125,7 +125,7 @@ pub async fn read(cluster: &Cluster) -> Result<(HubReport, Vec<Problem>), Failur
                 Problem::new(
                     "hub",
                     "no replica is ready: members keep the plan they have, and changes wait",
-                    "kubectl get pods -n spillway-system; spillway hub install --wait starts it and says why pods don't start",
+                    "kubectl get pods -n spillway-system; spillway hub install --wait, with the flags it was installed with, starts it and says why pods don't start",
                 ),
             );
         }
