@@ -18,6 +18,7 @@ struct Inner {
     cut: Vec<Flows>,
     announced: Vec<IpAddr>,
     refuse: Option<String>,
+    fail_one: Option<String>,
 }
 
 /// Remembers what it was told and answers what it was given.
@@ -57,6 +58,11 @@ impl RecordingKernel {
     /// Refuses every apply with this message, or no longer.
     pub fn refuse(&self, message: Option<String>) {
         self.inner().refuse = message;
+    }
+
+    /// Takes every apply but for one step that fails with this message, or no longer.
+    pub fn fail_one_step(&self, message: Option<String>) {
+        self.inner().fail_one = message;
     }
 
     /// Loses everything, as if somebody had flushed it, and says so.
@@ -139,7 +145,13 @@ impl Kernel for RecordingKernel {
         inner.announced.extend(new);
         inner.held = desired.clone();
         inner.applied.push(desired.clone());
-        Ok(changes)
+        match &inner.fail_one {
+            Some(message) => Err(Error::Incomplete {
+                done: changes,
+                failures: vec![Error::Impossible(message.clone())],
+            }),
+            None => Ok(changes),
+        }
     }
 
     async fn plan(&self, desired: &DesiredState) -> Result<Changes> {

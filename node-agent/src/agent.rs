@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use spillway_core::node::flows::Flows;
-use spillway_core::node::inputs::{Addresses, NodeInputs, Settings};
+use spillway_core::node::inputs::{Addresses, NodeInputs, Pod, Settings};
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{Compiled, compile_numbered, problems};
 use spillway_crds::ConditionType;
@@ -58,6 +58,10 @@ pub(crate) struct Agent<K> {
     applied: Option<Applied>,
     /// Addresses that were ours in earlier states whose flows weren't cut yet.
     uncut: BTreeSet<IpAddr>,
+    /// There are pods to be remembered that the API server has forgotten.
+    unstored: bool,
+    /// Addresses of selected pods that ended and that nobody has since.
+    departed: BTreeSet<IpAddr>,
     /// Digest of the plan that the kernel took last.
     programmed: Option<String>,
     /// Underlay addresses for which the facts in `held` were read.
@@ -84,6 +88,8 @@ impl<K: Kernel> Agent<K> {
             ..NodeInputs::default()
         });
         held.settings = settings;
+        // What an earlier agent had programmed; which facts it had doesn't matter for that.
+        let before = compile_numbered(&held).state.flows;
         Self {
             kernel,
             disk,
@@ -91,7 +97,9 @@ impl<K: Kernel> Agent<K> {
             reports,
             held,
             applied: None,
-            uncut: BTreeSet::new(),
+            uncut: before.ours,
+            unstored: false,
+            departed: before.pods.into_keys().collect(),
             programmed: None,
             measured: None,
             missing: Vec::new(),
@@ -154,6 +162,15 @@ impl<K: Kernel> Agent<K> {
     /// false where it should be tried again soon.
     pub(crate) async fn round(&mut self, seen: Option<&Seen>, force: Force) -> bool {
         self.health.beat();
+        if let Some(seen) = seen {
+            let may_run = |p: &&Pod| !p.finished && !p.host_network && !p.addresses.is_empty();
+            let may_run = seen.forgotten.iter().filter(may_run).cloned();
+            let before = self.held.pods.len();
+            self.held
+                .pods
+                .extend(may_run.map(|pod| Pod { removed: true, ..pod }));
+            self.unstored |= self.held.pods.len() != before;
+        }
         let next = match seen {
             Some(seen) => gate::next(seen, &self.held),
             None if self.held.plan.is_some() => Next::Apply(Box::new(self.held.clone()), None),
@@ -199,20 +216,29 @@ impl<K: Kernel> Agent<K> {
         let Compiled {
             state: desired,
             gateway_indexes,
+            bystanders,
         } = compile_numbered(&inputs);
         inputs.gateway_indexes = gateway_indexes;
         let digest = inputs.plan.as_ref().map(|p| p.digest.clone());
         let same = self.applied.as_ref().is_some_and(|a| a.desired == desired);
-        if !same || inputs.plan != self.held.plan {
+        if !same || self.unstored || inputs.plan != self.held.plan {
+            self.unstored = false;
             // The kernel must never hold what the disk doesn't know.
             if let Err(error) = self.disk.store(&inputs) {
                 tracing::warn!(node = inputs.node, %error, "inputs can't be stored; a restart without the API \
-                    server would go on from older ones");
+                    server will leave the kernel as it is");
+                // To go on from older ones would take newer pods out.
+                if let Err(error) = self.disk.clear() {
+                    tracing::error!(node = inputs.node, %error, "nor can older inputs be removed; a restart without \
+                        the API server would go on from them");
+                }
             }
         }
         self.held = inputs;
         self.torn_down = false;
-        if let Err(error) = self.settle(desired, force).await {
+        if let Err(error) = self.settle(desired, &bystanders, force).await {
+            // Whatever it has now, it isn't what was last said of it.
+            self.programmed = None;
             return self.failed("ApplyFailed", &error);
         }
         let found: Vec<String> = problems(&self.held)
@@ -231,7 +257,11 @@ impl<K: Kernel> Agent<K> {
     }
 
     async fn tear_down(&mut self, force: Force) -> bool {
-        if let Err(error) = self.settle(DesiredState::default(), force).await {
+        self.departed.clear();
+        if let Err(error) = self
+            .settle(DesiredState::default(), &BTreeSet::new(), force)
+            .await
+        {
             return self.failed("TeardownFailed", &error);
         }
         if !self.torn_down {
@@ -277,15 +307,21 @@ impl<K: Kernel> Agent<K> {
     }
 
     /// Has the kernel hold `desired`, if it doesn't already or a comparison is due.
-    async fn settle(&mut self, desired: DesiredState, force: Force) -> Result<(), String> {
+    async fn settle(
+        &mut self,
+        desired: DesiredState,
+        bystanders: &BTreeSet<IpAddr>,
+        force: Force,
+    ) -> Result<(), String> {
         let previous = self.applied.take();
         let same = previous.as_ref().is_some_and(|a| a.desired == desired);
         let done = previous.as_ref().is_some_and(|a| a.done);
-        if same && done && !force.apply {
+        let reused = self.depart(previous.as_ref(), &desired, bystanders);
+        if same && done && !reused && !force.apply {
             self.applied = previous;
             return Ok(());
         }
-        let cut_due = !done || previous.as_ref().is_none_or(|a| a.desired.flows != desired.flows);
+        let cut_due = !done || reused || previous.as_ref().is_none_or(|a| a.desired.flows != desired.flows);
         if let Some(previous) = previous {
             self.uncut.extend(previous.desired.flows.ours);
         }
@@ -303,11 +339,39 @@ impl<K: Kernel> Agent<K> {
                 log(&self.held, &kept.desired, &changes, cut.as_ref().ok(), micros);
                 cut.map(|_| ()).map_err(|error| error.to_string())
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => {
+                // The table stands, so flows that began before it would be dropped until they end.
+                if matches!(error, spillway_dataplane::Error::Incomplete { .. })
+                    && let Err(error) = self.cut(&kept.desired.flows).await
+                {
+                    tracing::warn!(node = self.held.node, %error, "flows can't be cut");
+                }
+                Err(error.to_string())
+            }
         };
         kept.done = result.is_ok();
         self.applied = Some(kept);
         result
+    }
+
+    /// Notes whose pods have ended. Answers whether an address of one of them is now a pod's that no policy selects.
+    fn depart(
+        &mut self,
+        previous: Option<&Applied>,
+        desired: &DesiredState,
+        bystanders: &BTreeSet<IpAddr>,
+    ) -> bool {
+        // Without a table there are no guards to keep anything for.
+        if desired.ruleset.is_none() {
+            self.departed.clear();
+            return false;
+        }
+        self.departed
+            .extend(previous.iter().flat_map(|a| a.desired.flows.pods.keys()));
+        self.departed.retain(|a| !desired.flows.pods.contains_key(a));
+        let before = self.departed.len();
+        self.departed.retain(|a| !bystanders.contains(a));
+        before != self.departed.len()
     }
 
     async fn cut(&mut self, flows: &Flows) -> spillway_dataplane::Result<usize> {
@@ -315,7 +379,11 @@ impl<K: Kernel> Agent<K> {
             ours: self.uncut.clone(),
             ..Flows::default()
         };
-        let count = self.kernel.cut(&flows.after(&before)).await?;
+        let flows = Flows {
+            departed: self.departed.clone(),
+            ..flows.after(&before)
+        };
+        let count = self.kernel.cut(&flows).await?;
         self.uncut.clear();
         Ok(count)
     }

@@ -137,6 +137,7 @@ impl Cluster {
             network: self.networks.get(SINGLETON),
             namespaces: self.namespaces.by_name(),
             pods: self.pods.objects().into_values().collect(),
+            forgotten: self.pods.take_deleted(),
         }
     }
 }

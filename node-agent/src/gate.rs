@@ -3,7 +3,7 @@
 //! API servers have no transactions over several objects, so a plan counts only when the digests on its
 //! objects add up to the one on its head. Until then the previous plan stays, with the pods of now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use spillway_core::node::inputs::{NodeInputs, NodePlan, Pod};
 use spillway_core::plan::{Digest, ResourceKey, ResourceKind, digest_of};
@@ -32,6 +32,8 @@ pub(crate) struct Seen {
     pub(crate) network: Option<ClusterNetworkSpec>,
     pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     pub(crate) pods: Vec<Pod>,
+    /// Pods that the API server forgot since the last look, as they were last seen.
+    pub(crate) forgotten: Vec<Pod>,
 }
 
 /// What to do.
@@ -86,10 +88,26 @@ pub(crate) fn next(seen: &Seen, held: &NodeInputs) -> Next {
         nodes: seen.nodes.clone(),
         network,
         namespaces: seen.namespaces.clone(),
-        pods: seen.pods.clone(),
+        pods: pods(seen, held),
         ..held.clone()
     };
     Next::Apply(Box::new(inputs), waiting)
+}
+
+/// The pods there are, and those that may still run though the API server has forgotten them, until others have
+/// their addresses.
+fn pods(seen: &Seen, held: &NodeInputs) -> Vec<Pod> {
+    let claimed: BTreeSet<_> = seen
+        .pods
+        .iter()
+        .filter(|p| !p.host_network && !p.finished)
+        .flat_map(|p| &p.addresses)
+        .collect();
+    let may_run = held
+        .pods
+        .iter()
+        .filter(|p| p.removed && p.addresses.iter().any(|a| !claimed.contains(a)));
+    seen.pods.iter().chain(may_run).cloned().collect()
 }
 
 /// The plan, if all of it is there.
@@ -186,6 +204,7 @@ pub(crate) mod tests {
             network: Some(inputs.network),
             namespaces: inputs.namespaces,
             pods: inputs.pods,
+            forgotten: Vec::new(),
         }
     }
 

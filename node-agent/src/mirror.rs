@@ -29,6 +29,8 @@ pub(crate) type Key = (String, String);
 #[derive(Debug)]
 struct Kept<V> {
     objects: BTreeMap<Key, V>,
+    /// Last states of objects that were deleted, until somebody takes them; only where somebody does.
+    deleted: Option<Vec<V>>,
     synced: bool,
 }
 
@@ -46,6 +48,7 @@ impl<V: Clone + PartialEq> Mirror<V> {
     fn new() -> Self {
         Self(Arc::new(RwLock::new(Kept {
             objects: BTreeMap::new(),
+            deleted: None,
             synced: false,
         })))
     }
@@ -80,6 +83,12 @@ impl<V: Clone + PartialEq> Mirror<V> {
             .objects
             .get(&(String::new(), name.to_owned()))
             .cloned()
+    }
+
+    /// Last states of the objects deleted since the last call, or since the first.
+    pub(crate) fn take_deleted(&self) -> Vec<V> {
+        let mut kept = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        kept.deleted.replace(Vec::new()).unwrap_or_default()
     }
 
     /// Changes the copy; answers whether that made a difference.
@@ -192,9 +201,22 @@ impl<V: Clone + PartialEq> Keeper<V> {
                 false
             }
             Event::InitApply(object) => {
-                if let Some((key, value)) = self.readable(read(object)) {
-                    self.fresh.insert(key, value);
-                }
+                let (key, read) = read(object);
+                // What can't be read any more is still there.
+                let known = || {
+                    self.mirror
+                        .0
+                        .read()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .objects
+                        .get(&key)
+                        .cloned()
+                };
+                let value = match self.readable((key.clone(), read)) {
+                    Some((_, value)) => Some(value),
+                    None => known(),
+                };
+                self.fresh.extend(value.map(|value| (key, value)));
                 false
             }
             Event::InitDone => {
@@ -211,8 +233,15 @@ impl<V: Clone + PartialEq> Keeper<V> {
                 None => false,
             },
             Event::Delete(object) => {
-                let (key, _) = read(object);
-                self.mirror.change(|kept| kept.objects.remove(&key).is_some())
+                let (key, last) = read(object);
+                self.mirror.change(|kept| {
+                    let known = kept.objects.remove(&key);
+                    let changed = known.is_some();
+                    if let (Some(deleted), Some(last)) = (&mut kept.deleted, last.ok().or(known)) {
+                        deleted.push(last);
+                    }
+                    changed
+                })
             }
         };
         if changed {
@@ -256,4 +285,63 @@ fn key<K: Resource>(object: &K) -> Key {
         meta.namespace.clone().unwrap_or_default(),
         meta.name.clone().unwrap_or_default(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Object = (&'static str, Result<u8, String>);
+
+    fn keeper() -> Keeper<u8> {
+        Keeper {
+            what: "number",
+            mirror: Mirror::new(),
+            changed: watch::channel(0).0,
+            fresh: BTreeMap::new(),
+            failing: false,
+        }
+    }
+
+    fn read((name, value): Object) -> Read<u8> {
+        ((String::new(), name.to_owned()), value)
+    }
+
+    #[test]
+    fn what_can_no_longer_be_read_stays_as_it_was_until_it_is_deleted() {
+        let mut keeper = keeper();
+        let list = |keeper: &mut Keeper<u8>, objects: Vec<Object>| {
+            keeper.take(Event::Init, &read);
+            for object in objects {
+                keeper.take(Event::InitApply(object), &read);
+            }
+            keeper.take(Event::InitDone, &read);
+        };
+        list(&mut keeper, vec![("a", Ok(1)), ("b", Ok(2))]);
+        let unreadable = || Err("odd".to_owned());
+        list(
+            &mut keeper,
+            vec![("a", unreadable()), ("b", Ok(3)), ("c", unreadable())],
+        );
+        assert_eq!(
+            keeper.mirror.by_name(),
+            BTreeMap::from([("a".to_owned(), 1), ("b".to_owned(), 3)])
+        );
+        keeper.take(Event::Apply(("b", unreadable())), &read);
+        assert_eq!(keeper.mirror.get("b"), Some(3));
+        keeper.take(Event::Delete(("a", unreadable())), &read);
+        assert_eq!(keeper.mirror.get("a"), None);
+    }
+
+    #[test]
+    fn the_last_state_of_the_deleted_is_there_once() {
+        let mut keeper = keeper();
+        keeper.take(Event::Apply(("a", Ok(1))), &read);
+        keeper.take(Event::Delete(("a", Ok(2))), &read);
+        assert_eq!(keeper.mirror.take_deleted(), Vec::<u8>::new(), "nobody had asked");
+        keeper.take(Event::Apply(("b", Ok(1))), &read);
+        keeper.take(Event::Delete(("b", Ok(2))), &read);
+        assert_eq!(keeper.mirror.take_deleted(), [2]);
+        assert_eq!(keeper.mirror.take_deleted(), Vec::<u8>::new());
+    }
 }

@@ -25,6 +25,7 @@ pub(crate) fn reduce(pod: &KubePod) -> Pod {
         host_network: pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false),
         finished: finished(pod),
         deleting: meta.deletion_timestamp.is_some(),
+        removed: false,
         created: meta.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
     }
 }

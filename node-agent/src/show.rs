@@ -33,6 +33,7 @@ pub(crate) async fn show(
     let Compiled {
         state: desired,
         gateway_indexes,
+        ..
     } = compile_numbered(&inputs);
     inputs.gateway_indexes = gateway_indexes;
     let changes = kernel.plan(&desired).await.context("compare with the kernel")?;

@@ -38,6 +38,8 @@ pub struct Compiled {
     /// Numbers of the gateways that pods of this node use and other nodes carry. To be kept by the caller
     /// and given back in [`NodeInputs::gateway_indexes`].
     pub gateway_indexes: BTreeMap<String, u8>,
+    /// Addresses of this node's running pods that no policy selects.
+    pub bystanders: BTreeSet<IpAddr>,
 }
 
 /// Compiles what this node's kernel must hold. Without a plan that is nothing.
@@ -53,7 +55,8 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
     };
     let peers = Peers::new(inputs, plan);
     let held = Held::new(inputs, plan, &peers);
-    let selection = select(inputs, plan, &peers);
+    let mut selection = select(inputs, plan, &peers);
+    let bystanders = std::mem::take(&mut selection.bystanders);
     let indexes = assigned(inputs, plan, &peers, &selection);
     let routed = routing_marks(inputs, plan, &selection, &indexes);
 
@@ -102,6 +105,7 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
     Compiled {
         state,
         gateway_indexes: indexes,
+        bystanders,
     }
 }
 
@@ -251,5 +255,6 @@ fn flows(
         ours: own.into_iter().chain(held.guarded.iter().copied()).collect(),
         overlay,
         abandoned: BTreeSet::new(),
+        departed: BTreeSet::new(),
     }
 }

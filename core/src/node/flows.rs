@@ -55,6 +55,10 @@ pub struct Flows {
     pub overlay: Vec<IpNet>,
     /// Addresses that were in `ours` before, see [`Flows::after`].
     pub abandoned: BTreeSet<IpAddr>,
+    /// Addresses of selected pods that ended and whose addresses no other pod has. What their network namespaces
+    /// still have to send must meet the guards under the identity it began with; without its entry it would leave
+    /// like anybody's. Filled by the caller.
+    pub departed: BTreeSet<IpAddr>,
 }
 
 /// The identity in a connection mark that is ours.
@@ -114,7 +118,8 @@ impl Flows {
                         .is_some_and(|a| a.contains(&flow.translated))
             }
             None => {
-                flow.translated != flow.source
+                !self.departed.contains(&flow.source)
+                    && flow.translated != flow.source
                     && identity.is_some()
                     && (self.ours.contains(&flow.translated)
                         || self.abandoned.contains(&flow.translated)

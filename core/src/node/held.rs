@@ -150,8 +150,8 @@ impl<'a> Taken<'a> {
 
     /// What has `address`, in words. This node's own addresses are nobody else's.
     pub(super) fn by(&self, address: IpAddr) -> Option<&str> {
-        let never = |range: &&str| range.parse::<IpNet>().is_ok_and(|range| range.contains(&address));
-        if NEVER.iter().any(|r| never(r)) || address.is_unspecified() {
+        let never = |range: &str| range.parse::<IpNet>().is_ok_and(|range| range.contains(&address));
+        if NEVER.into_iter().any(never) || address.is_unspecified() {
             Some("no unicast address")
         } else if self.overlay.iter().any(|range| range.contains(&address)) {
             Some("in the federation's overlay range")

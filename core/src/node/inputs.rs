@@ -52,6 +52,10 @@ pub struct NodePlan {
 }
 
 /// One pod of this node.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent answers to independent questions"
+)]
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Pod {
     /// Namespace.
@@ -69,6 +73,10 @@ pub struct Pod {
     /// It is being deleted. Where another pod claims one of its addresses, that one has it.
     #[serde(default)]
     pub deleting: bool,
+    /// The API server has forgotten it, though nobody said that its containers ended: they may run on, as after a
+    /// forced deletion. Any other pod that claims one of its addresses has it.
+    #[serde(default)]
+    pub removed: bool,
     /// When it was created, in seconds since 1970. Where two pods claim one address, the younger has it.
     pub created: i64,
 }

@@ -28,6 +28,8 @@ pub(super) struct Selection {
     pub(super) pods: BTreeMap<IpAddr, String>,
     /// Classes by name.
     pub(super) classes: BTreeMap<String, Class>,
+    /// Addresses of pods that no policy selects.
+    pub(super) bystanders: BTreeSet<IpAddr>,
 }
 
 impl Selection {
@@ -71,12 +73,21 @@ pub(super) fn selects(policy: &PlannedPolicySpec, pod: &Pod, inputs: &NodeInputs
     namespace && policy.pods.matches(&pod.labels)
 }
 
-/// Which pod has each address: of two that claim it, the one that isn't being deleted, then the younger.
+/// Which pod has each address: of two that claim it, the one that is still known, then the one that isn't being
+/// deleted, then the younger.
 pub(super) fn owners(pods: &[Pod]) -> BTreeMap<IpAddr, &Pod> {
     let mut owners: BTreeMap<IpAddr, &Pod> = BTreeMap::new();
     for pod in pods.iter().filter(|p| !p.host_network && !p.finished) {
         for address in &pod.addresses {
-            let age = |p: &Pod| (!p.deleting, p.created, p.namespace.clone(), p.name.clone());
+            let age = |p: &Pod| {
+                (
+                    !p.removed,
+                    !p.deleting,
+                    p.created,
+                    p.namespace.clone(),
+                    p.name.clone(),
+                )
+            };
             match owners.get(address) {
                 Some(other) if age(other) >= age(pod) => {}
                 _ => {
@@ -99,6 +110,7 @@ pub(super) fn select(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Sel
             .filter(|i| selects(policies[*i], pod, inputs))
             .collect();
         if chosen.is_empty() {
+            selection.bystanders.insert(address);
             continue;
         }
         if let Some(name) = names.get(&chosen) {

@@ -207,3 +207,138 @@ async fn what_was_stored_is_never_older_than_the_kernel() {
         .expect("stored first");
     assert_eq!(stored.plan.map(|p| p.policies.len()), Some(1));
 }
+
+#[tokio::test]
+async fn a_pod_deleted_by_force_stays_selected_until_another_has_its_address() {
+    let mut bench = Bench::new();
+    bench.agent.round(Some(&seen()), PERIODIC).await;
+    let selected = bench.kernel.held().flows.pods;
+    let mut later = seen();
+    let mut forgotten = later.pods.remove(0);
+    forgotten.deleting = true;
+    later.forgotten = vec![forgotten.clone()];
+    bench.agent.round(Some(&later), EVENT).await;
+    assert_eq!(
+        bench.kernel.held().flows.pods,
+        selected,
+        "its containers may run on"
+    );
+    later.forgotten.clear();
+    bench.agent.round(Some(&later), EVENT).await;
+    let mut bench = bench.restarted();
+    bench.agent.round(Some(&later), PERIODIC).await;
+    assert_eq!(
+        bench.kernel.held().flows.pods,
+        selected,
+        "nor does a restart forget it"
+    );
+
+    let mut reused = fixtures::pod("web-1", "web", &["10.244.0.5", "fd00:244::5"]);
+    reused.created = 1;
+    later.pods.push(reused);
+    bench.agent.round(Some(&later), EVENT).await;
+    assert_eq!(bench.kernel.held().flows.pods.len(), selected.len() - 2);
+    later.pods.pop();
+    bench.agent.round(Some(&later), EVENT).await;
+    assert_eq!(
+        bench.kernel.held().flows.pods.len(),
+        selected.len() - 2,
+        "gone for good"
+    );
+
+    let mut ended = seen();
+    let mut pod = ended.pods.remove(0);
+    pod.finished = true;
+    ended.forgotten = vec![pod];
+    bench.agent.round(Some(&ended), EVENT).await;
+    assert_eq!(
+        bench.kernel.held().flows.pods.len(),
+        selected.len() - 2,
+        "it had ended"
+    );
+}
+
+#[tokio::test]
+async fn what_a_finished_pod_still_sends_keeps_its_identity_until_the_address_is_anothers() {
+    let mut bench = Bench::new();
+    bench.agent.round(Some(&seen()), PERIODIC).await;
+    let address: IpAddr = "10.244.0.6".parse().expect("address");
+    let mut later = seen();
+    later.pods[1].finished = true;
+    bench.agent.round(Some(&later), EVENT).await;
+    let last = || bench.kernel.cuts().pop().expect("a cut");
+    assert!(!last().pods.contains_key(&address) && last().departed.contains(&address));
+    let flow = spillway_core::node::flows::Flow {
+        source: address,
+        destination: "198.51.100.1".parse().expect("address"),
+        translated: "100.64.4.1".parse().expect("address"),
+        mark: spillway_core::node::flows::connection_mark(7),
+    };
+    assert!(!last().cut(&flow));
+
+    later.pods.push(fixtures::pod("web-1", "web", &["10.244.0.6"]));
+    bench.agent.round(Some(&later), EVENT).await;
+    let last = bench.kernel.cuts().pop().expect("a cut");
+    assert!(last.departed.is_empty() && last.cut(&flow));
+
+    let mut unselected = seen();
+    unselected.pods[1].labels.clear();
+    bench.agent.round(Some(&seen()), EVENT).await;
+    bench.agent.round(Some(&unselected), EVENT).await;
+    let last = bench.kernel.cuts().pop().expect("a cut");
+    assert!(last.cut(&flow), "a running pod that was relabelled begins anew");
+}
+
+#[tokio::test]
+async fn one_failing_step_keeps_no_flow_from_being_cut_and_nothing_counts_as_programmed() {
+    let mut bench = Bench::new();
+    bench.agent.round(Some(&seen()), PERIODIC).await;
+    bench
+        .kernel
+        .fail_one_step(Some("somebody else has a route".into()));
+    let mut later = seen();
+    later.pods.pop();
+    later.pods.pop();
+    let cuts = bench.kernel.cuts().len();
+    assert!(!bench.agent.round(Some(&later), EVENT).await);
+    assert_eq!(bench.kernel.cuts().len(), cuts + 1);
+    let report = bench.report();
+    assert_eq!((report.programmed, report.verdict.status), (None, Some(false)));
+    assert!(report.verdict.message.contains("somebody else has a route"));
+    bench.kernel.fail_one_step(None);
+    assert!(bench.agent.round(Some(&later), EVENT).await);
+    assert_eq!(bench.report().programmed, seen().head.map(|h| h.digest));
+}
+
+#[tokio::test]
+async fn a_restart_knows_what_the_agent_before_it_had_programmed() {
+    let mut bench = Bench::new();
+    bench.agent.round(Some(&seen()), PERIODIC).await;
+    let ours = bench.kernel.held().flows.ours;
+    let mut bench = bench.restarted();
+    let mut leaving = seen();
+    leaving.head.as_mut().expect("head").teardown = true;
+    bench.agent.round(Some(&leaving), PERIODIC).await;
+    assert_eq!(
+        bench.kernel.cuts().last().map(|f| f.abandoned.clone()),
+        Some(ours)
+    );
+}
+
+#[tokio::test]
+async fn older_inputs_are_not_kept_where_newer_ones_cannot_be_stored() {
+    let mut bench = Bench::new();
+    bench.agent.round(Some(&seen()), PERIODIC).await;
+    // Where the new file should be written there is something that no file can replace.
+    std::fs::create_dir(bench.directory.path().join("node.json.new")).expect("directory");
+    let mut later = seen();
+    later
+        .pods
+        .push(fixtures::pod("billing-2", "billing", &["10.244.0.8"]));
+    bench.agent.round(Some(&later), EVENT).await;
+    let held = bench.kernel.held();
+    assert_eq!(Disk::new(bench.directory.path()).load("a-1"), None);
+    let mut bench = bench.restarted();
+    bench.agent.round(None, PERIODIC).await;
+    assert_eq!(bench.kernel.held(), held, "the newer pod is still there");
+}
