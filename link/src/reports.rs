@@ -77,11 +77,12 @@ impl Assembly {
         };
         for json in &part.nodes {
             *size += json.len();
+            // Before it is read: a message has room for very many very small nodes.
+            if *size > LIMIT || report.nodes.len() == NODES {
+                return Err(BadReport(format!("it is over {LIMIT} bytes or {NODES} nodes")));
+            }
             let node: MemberNode = serde_json::from_slice(json).map_err(|e| BadReport(e.to_string()))?;
             report.nodes.push(node);
-        }
-        if *size > LIMIT || report.nodes.len() > NODES {
-            return Err(BadReport(format!("it is over {LIMIT} bytes or {NODES} nodes")));
         }
         Ok(if part.last {
             self.open.take().map(|(report, _)| report)
@@ -138,5 +139,15 @@ mod tests {
         });
         assembly.accept(&parts[0]).expect("the first piece");
         assert!(endless.by_ref().take(100).any(|p| assembly.accept(&p).is_err()));
+    }
+
+    #[test]
+    fn a_million_nodes_in_one_message_are_not_even_read() {
+        let mut part = split(&report(1, 1)).remove(0);
+        part.nodes = vec![br#"{"name":"n"}"#.to_vec(); 1_000_000];
+        let mut assembly = Assembly::default();
+        assert!(assembly.accept(&part).is_err());
+        let read = assembly.open.expect("what was read so far").0.nodes;
+        assert_eq!(read.len(), NODES);
     }
 }
