@@ -163,7 +163,17 @@ where
         match event {
             Event::Init => self.fresh.clear(),
             Event::InitApply(object) => {
-                if let Some((name, object)) = self.readable(object) {
+                let name = object.name_any();
+                // An object that can't be read any more keeps its last good version.
+                let known = self
+                    .copy
+                    .read()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .objects
+                    .get(&name)
+                    .cloned();
+                let readable = self.readable(object).map(|(_, object)| object);
+                if let Some(object) = readable.or(known) {
                     self.fresh.insert(name, object);
                 }
             }
@@ -186,7 +196,7 @@ where
         }
     }
 
-    /// An object that this build can't read is passed over: it must not stop the watch for all others.
+    /// An object that this build can't read must not stop the watch for all others.
     fn readable(&self, object: DeserializeGuard<K>) -> Option<(String, Arc<K>)> {
         match object.0 {
             Ok(mut object) => {
@@ -195,7 +205,7 @@ where
             }
             Err(invalid) => {
                 tracing::error!(kind = self.what, name = ?invalid.metadata.name, error = invalid.error,
-                    "object can't be read; it is passed over");
+                    "object can't be read; a version read before stays in use");
                 None
             }
         }
@@ -233,5 +243,49 @@ fn brief(error: &watcher::Error) -> String {
         Error::InitialListFailed(e) | Error::WatchStartFailed(e) | Error::WatchFailed(e) => api::explain(e),
         Error::WatchError(status) => status.message.clone(),
         Error::NoResourceVersion => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::ObjectMeta;
+    use kube::core::error_boundary::InvalidObject;
+    use spillway_crds::member::{EgressNode, EgressNodeSpec};
+
+    use super::*;
+
+    #[test]
+    fn an_object_that_cant_be_read_any_more_keeps_its_last_good_version() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let _inside = runtime.enter();
+        let config = kube::Config::new("http://127.0.0.1:1".parse().expect("an address"));
+        let client = kube::Client::try_from(config).expect("a client");
+        let (mirror, mut keeper) =
+            mirror::<EgressNode>("EgressNode", Api::all(client), watcher::Config::default());
+        let unreadable = |name: &str| {
+            DeserializeGuard(Err(InvalidObject {
+                error: "unknown field".into(),
+                metadata: ObjectMeta {
+                    name: Some(name.into()),
+                    ..ObjectMeta::default()
+                },
+            }))
+        };
+        let good = EgressNode::new("n1", EgressNodeSpec::default());
+        keeper.take(Event::Apply(DeserializeGuard(Ok(good))));
+        keeper.take(Event::Apply(unreadable("n1")));
+        for event in [
+            Event::Init,
+            Event::InitApply(unreadable("n1")),
+            Event::InitApply(unreadable("n2")),
+            Event::InitDone,
+        ] {
+            keeper.take(event);
+        }
+        let names: Vec<_> = mirror.objects().into_keys().collect();
+        assert_eq!(names, ["n1"], "its overlay address isn't free");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use kube::api::{DeleteParams, DynamicObject, ListParams};
 use kube::{Api, Client};
 use spillway_core::plan::{Digest, Resource, ResourceKey};
@@ -100,24 +100,20 @@ impl Store {
         let changes = before.changes(update, *teardown)?;
         let started = std::time::Instant::now();
         let (written, removed) = (changes.writes.len(), changes.removes.len());
-        for kind in KINDS {
-            let mut writes = Vec::new();
-            for (key, (resource, digest)) in &changes.writes {
-                if key.kind == kind {
-                    writes.push(self.write_naming_it(key, resource, digest));
-                }
-            }
-            let outcome = stream::iter(writes)
-                .buffer_unordered(CONCURRENCY)
-                .try_collect::<Vec<()>>()
-                .await;
-            if let Err((key, failure)) = outcome {
-                self.undo(&before).await;
-                return Err(ApplyError::Refused {
-                    key: Some(key),
-                    failure,
-                });
-            }
+        // All at once, whatever their kind: nodes look at none of them before the head says that all are there.
+        let writes: Vec<_> = changes
+            .writes
+            .iter()
+            .map(|(key, (resource, digest))| self.write_naming_it(key, resource, digest))
+            .collect();
+        // Each to its end, also where another fails: what is cut off in its course might still come to pass.
+        let outcomes: Vec<_> = stream::iter(writes).buffered(CONCURRENCY).collect().await;
+        if let Some((key, failure)) = outcomes.into_iter().find_map(Result::err) {
+            self.undo(&before).await;
+            return Err(ApplyError::Refused {
+                key: Some(key),
+                failure,
+            });
         }
         if let Some(head) = &changes.head
             && let Err(failure) = self.write_head(head).await
