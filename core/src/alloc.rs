@@ -114,44 +114,70 @@ impl MemberBlock {
 /// made again, so leads to the numbers that nodes still have in their kernels.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Memory {
-    members: BTreeMap<u16, String>,
-    identities: BTreeMap<u16, Egress>,
+    members: Owners<String>,
+    identities: Owners<Egress>,
 }
 
 impl Memory {
-    /// The member has this id. True where that is news.
-    pub fn member(&mut self, id: u16, name: &str) -> bool {
-        let known = self.members.get(&id).is_some_and(|n| n == name);
-        if !known {
-            self.members.retain(|_, n| n != name);
-            self.members.insert(id, name.into());
-        }
-        !known
+    /// The member has this id.
+    pub fn member(&mut self, id: u16, name: &str) {
+        self.members.learn(id, &name.to_owned());
     }
 
-    /// The identity stands for this. True where that is news.
-    pub fn identity(&mut self, id: u16, egress: &Egress) -> bool {
-        let known = self.identities.get(&id) == Some(egress);
-        if !known {
-            self.identities.retain(|_, e| e != egress);
-            self.identities.insert(id, egress.clone());
-        }
-        !known
+    /// The identity stands for this.
+    pub fn identity(&mut self, id: u16, egress: &Egress) {
+        self.identities.learn(id, egress);
+    }
+
+    /// True where nothing would be learnt by [`Self::member`].
+    pub fn knows_member(&self, id: u16, name: &str) -> bool {
+        self.members.owner.get(&id).is_some_and(|n| n == name)
+    }
+
+    /// True where nothing would be learnt by [`Self::identity`].
+    pub fn knows_identity(&self, id: u16, egress: &Egress) -> bool {
+        self.identities.owner.get(&id) == Some(egress)
     }
 }
 
-/// The number that `owner` had, else the first of `order` that nobody had, else the first that is free.
-fn choose<T: PartialEq>(
-    owner: &T,
-    memory: &BTreeMap<u16, T>,
-    order: impl Iterator<Item = u16> + Clone,
-    free: impl Fn(u16) -> bool,
-) -> Option<u16> {
-    let own = || memory.iter().find(|(_, o)| *o == owner).map(|(id, _)| *id);
-    own()
-        .filter(|id| free(*id))
-        .or_else(|| order.clone().find(|id| free(*id) && !memory.contains_key(id)))
-        .or_else(|| order.clone().find(|id| free(*id)))
+/// Whose each number was last, and the last number of each. A number has one owner and the other way
+/// round, so there are never more than numbers.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Owners<T> {
+    owner: BTreeMap<u16, T>,
+    number: BTreeMap<T, u16>,
+}
+
+impl<T> Default for Owners<T> {
+    fn default() -> Self {
+        Self {
+            owner: BTreeMap::new(),
+            number: BTreeMap::new(),
+        }
+    }
+}
+
+impl<T: Clone + Ord> Owners<T> {
+    fn learn(&mut self, id: u16, owner: &T) {
+        if let Some(before) = self.owner.insert(id, owner.clone()) {
+            self.number.remove(&before);
+        }
+        if let Some(other) = self.number.insert(owner.clone(), id).filter(|other| *other != id) {
+            self.owner.remove(&other);
+        }
+    }
+
+    /// The number that `owner` had, else the first of `order` that nobody had, else the first that is free.
+    fn choose(
+        &self,
+        owner: &T,
+        order: &(impl Iterator<Item = u16> + Clone),
+        free: impl Fn(u16) -> bool,
+    ) -> Option<u16> {
+        let own = self.number.get(owner).copied().filter(|id| free(*id));
+        own.or_else(|| order.clone().find(|id| free(*id) && !self.owner.contains_key(id)))
+            .or_else(|| order.clone().find(|id| free(*id)))
+    }
 }
 
 /// Assigns member ids. `members` come oldest first: of two with the same recorded id the first keeps it,
@@ -174,7 +200,10 @@ pub fn member_ids<'a>(
     }
     for name in without {
         let free = |id: u16| (1..=MAX_MEMBER_ID).contains(&id) && !taken.contains(&id);
-        let Some(id) = choose(&name.to_owned(), &memory.members, 1..=MAX_MEMBER_ID, free) else {
+        let Some(id) = memory
+            .members
+            .choose(&name.to_owned(), &(1..=MAX_MEMBER_ID), free)
+        else {
             break;
         };
         taken.insert(id);
@@ -219,7 +248,7 @@ pub fn identities<'a>(
         let start = preferred(egress);
         let order = (start..=u16::MAX).chain(1..start);
         let free = |id: u16| !taken[usize::from(id)];
-        let Some(id) = choose(egress, &memory.identities, order, free) else {
+        let Some(id) = memory.identities.choose(egress, &order, free) else {
             break;
         };
         taken[usize::from(id)] = true;
@@ -322,8 +351,10 @@ mod tests {
     #[test]
     fn who_comes_back_gets_its_own_number_and_nobody_else_does() {
         let mut memory = Memory::default();
-        assert!(memory.member(1, "gone") && memory.member(2, "back"));
-        assert!(!memory.member(2, "back"), "no news");
+        memory.member(1, "gone");
+        memory.member(4, "back");
+        memory.member(2, "back");
+        assert!(memory.knows_member(2, "back") && !memory.knows_member(4, "back"));
         let ids = member_ids([("new", None), ("back", None)], &memory);
         assert_eq!(ids, BTreeMap::from([("new", 3), ("back", 2)]));
         let full: Vec<_> = (0..4095).map(|i| format!("m{i:04}")).collect();
@@ -332,7 +363,8 @@ mod tests {
 
         // Both would like the same number by their hash if it weren't for what is remembered.
         let (freed, back, new) = (egress("g", 1), egress("g", 2), egress("g", 3));
-        assert!(memory.identity(preferred(&new), &freed) && memory.identity(77, &back));
+        memory.identity(preferred(&new), &freed);
+        memory.identity(77, &back);
         let ids = identities([], &BTreeSet::from([back.clone(), new.clone()]), &memory);
         assert_eq!(ids[&back], 77);
         assert_ne!(

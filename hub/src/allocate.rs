@@ -1,8 +1,10 @@
 //! Records numbers, before any plan names them.
 
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use kube::{Api, Client};
 use serde::Serialize;
-use spillway_core::resolve::Allocations;
+use spillway_core::resolve::{Allocations, MemberAllocation};
 use spillway_crds::address::PrefixPair;
 use spillway_crds::hub::{EgressGateway, IdentityRecord, Member};
 
@@ -10,11 +12,14 @@ use crate::api::{ALLOCATIONS, Failure, Guard, apply_status};
 use crate::lease::Leadership;
 use crate::snapshot::{Mirrors, Snapshot};
 
+/// Writes under way at the same time.
+const PARALLEL: usize = 8;
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct MemberFields<'a> {
-    member_id: u16,
-    overlay: &'a PrefixPair,
+pub(crate) struct MemberFields<'a> {
+    pub(crate) member_id: u16,
+    pub(crate) overlay: &'a PrefixPair,
 }
 
 #[derive(Serialize)]
@@ -47,51 +52,76 @@ impl Recorder {
         snapshot: &Snapshot,
         allocations: &Allocations,
     ) -> bool {
-        let mut all = true;
+        let mut writes: Vec<BoxFuture<'_, bool>> = Vec::new();
         for (name, allocation) in &allocations.members {
-            let Some(member) = snapshot.members.get(name) else {
-                continue;
-            };
-            let fields = MemberFields {
-                member_id: allocation.id,
-                overlay: &allocation.overlay,
-            };
-            match self.write(&self.members, &member.metadata, &fields).await {
-                Ok(written) => {
-                    tracing::info!(cluster = name, id = allocation.id, "member id recorded");
-                    mirrors.members.written(written);
-                }
-                Err(error) => {
-                    all = false;
-                    if !error.is_conflict() {
-                        tracing::warn!(cluster = name, %error, "a member id can't be recorded yet");
-                    }
-                }
+            if let Some(member) = snapshot.members.get(name) {
+                writes.push(self.member(mirrors, name, member, allocation).boxed());
             }
         }
         for (name, identities) in &allocations.gateways {
-            let Some(gateway) = snapshot.gateways.get(name) else {
-                continue;
-            };
-            let fields = GatewayFields { identities };
-            match self.write(&self.gateways, &gateway.metadata, &fields).await {
-                Ok(written) => {
-                    tracing::info!(
-                        gateway = name,
-                        identities = identities.len(),
-                        "identities recorded"
-                    );
-                    mirrors.gateways.written(written);
-                }
-                Err(error) => {
-                    all = false;
-                    if !error.is_conflict() {
-                        tracing::warn!(gateway = name, %error, "identities can't be recorded yet");
-                    }
-                }
+            if let Some(gateway) = snapshot.gateways.get(name) {
+                writes.push(self.gateway(mirrors, name, gateway, identities).boxed());
             }
         }
+        let mut writes = futures::stream::iter(writes).buffer_unordered(PARALLEL);
+        let mut all = true;
+        while let Some(recorded) = writes.next().await {
+            all &= recorded;
+        }
         all
+    }
+
+    async fn member(
+        &self,
+        mirrors: &Mirrors,
+        name: &str,
+        member: &Member,
+        allocation: &MemberAllocation,
+    ) -> bool {
+        let fields = MemberFields {
+            member_id: allocation.id,
+            overlay: &allocation.overlay,
+        };
+        match self.write(&self.members, &member.metadata, &fields).await {
+            Ok(written) => {
+                tracing::info!(cluster = name, id = allocation.id, "member id recorded");
+                mirrors.members.written(written);
+                true
+            }
+            Err(error) => {
+                if !error.is_conflict() {
+                    tracing::warn!(cluster = name, %error, "a member id can't be recorded yet");
+                }
+                false
+            }
+        }
+    }
+
+    async fn gateway(
+        &self,
+        mirrors: &Mirrors,
+        name: &str,
+        gateway: &EgressGateway,
+        identities: &[IdentityRecord],
+    ) -> bool {
+        let fields = GatewayFields { identities };
+        match self.write(&self.gateways, &gateway.metadata, &fields).await {
+            Ok(written) => {
+                tracing::info!(
+                    gateway = name,
+                    identities = identities.len(),
+                    "identities recorded"
+                );
+                mirrors.gateways.written(written);
+                true
+            }
+            Err(error) => {
+                if !error.is_conflict() {
+                    tracing::warn!(gateway = name, %error, "identities can't be recorded yet");
+                }
+                false
+            }
+        }
     }
 
     async fn write<K>(

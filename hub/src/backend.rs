@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
@@ -28,6 +28,10 @@ use crate::report::{Fields, LinkStatus, version};
 
 /// Wait before a status that couldn't be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Rest after a write, so that a member that tells something new all the time makes no more work than this.
+const PACE: Duration = Duration::from_millis(25);
+/// Least time between two corrections of what somebody else wrote.
+const CORRECTION: Duration = Duration::from_secs(30);
 /// Longest time to let a new member show up in this replica's copy before it is told that it is in.
 const SHOW_LIMIT: Duration = Duration::from_secs(3);
 
@@ -100,8 +104,7 @@ impl Backend {
         let mut entries = self.locked();
         let entry = entries.entry(member.into()).or_insert_with(|| {
             let known = self.members.get(&Key::cluster(member));
-            let recorded = LinkStatus::recorded(known.as_ref().and_then(|m| m.status.as_ref()));
-            let status = watch::Sender::new(recorded);
+            let status = watch::Sender::new(recorded(known.as_deref()));
             let writer = Writer {
                 replica: self.replica.clone(),
                 member: member.into(),
@@ -157,13 +160,12 @@ impl HubBackend for Backend {
     }
 
     async fn renewed(&self, member: &str, old_serial: &str, new_serial: &str) -> Result<(), Unavailable> {
-        let known = self.members.get(&Key::cluster(member));
-        let known = known.ok_or_else(|| Unavailable(format!("member {member} doesn't exist any more")))?;
         let written = self
             .registrar
-            .renewed(&known, old_serial, new_serial)
+            .renewed(member, old_serial, new_serial)
             .await
-            .map_err(|e| Unavailable(e.to_string()))?;
+            .map_err(|e| Unavailable(e.to_string()))?
+            .ok_or_else(|| Unavailable(format!("the certificate of {member} was revoked meanwhile")))?;
         self.members.written(written);
         tracing::info!(cluster = member, serial = new_serial, "certificate renewed");
         Ok(())
@@ -184,7 +186,7 @@ impl HubBackend for Backend {
         self.update(&session.member, |status, live| {
             if live.is_none() {
                 // Another replica may have held the stream since this one did.
-                *status = LinkStatus::recorded(known.as_ref().and_then(|m| m.status.as_ref()));
+                *status = recorded(known.as_deref());
             }
             *live = Some(session.id);
             status.connected = true;
@@ -252,6 +254,23 @@ impl HubBackend for Backend {
     }
 }
 
+/// What is on record of this very object: one of the same name that is made later has a record of its own.
+fn recorded(member: Option<&Member>) -> LinkStatus {
+    LinkStatus {
+        uid: member.and_then(|m| m.metadata.uid.clone()),
+        ..LinkStatus::recorded(member.and_then(|m| m.status.as_ref()))
+    }
+}
+
+/// True where somebody else has changed what the live stream to `replica` decides.
+fn overwritten(wanted: &LinkStatus, known: &Member, replica: &str) -> bool {
+    let holder = known.status.as_ref().and_then(|s| s.connected_to.as_deref());
+    wanted.connected
+        && wanted.uid == known.metadata.uid
+        && holder.is_none_or(|h| h == replica)
+        && wanted.wanted(known, Timestamp::now()) != Fields::standing(known)
+}
+
 /// Writes one member's status.
 struct Writer {
     replica: String,
@@ -264,7 +283,28 @@ impl Writer {
     /// Until nobody feeds it any more and all is written.
     async fn run(self, mut status: watch::Receiver<LinkStatus>) {
         // What is on record needn't be written: only changes are.
-        while status.changed().await.is_ok() {
+        let mut objects = self.members.changes();
+        let mut looked: Option<Arc<Member>> = None;
+        let mut corrected: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                told = status.changed() => if told.is_err() {
+                    return;
+                },
+                _ = objects.changed() => {
+                    let known = self.members.get(&Key::cluster(&self.member));
+                    let Some(known) = known.filter(|k| !looked.as_ref().is_some_and(|l| Arc::ptr_eq(l, k))) else {
+                        continue;
+                    };
+                    let wrong = overwritten(&status.borrow(), &known, &self.replica);
+                    looked = Some(known);
+                    if !wrong || corrected.is_some_and(|at| at.elapsed() < CORRECTION) {
+                        continue;
+                    }
+                    corrected = Some(Instant::now());
+                    tracing::warn!(cluster = self.member, "somebody changed what the member reported; putting it back");
+                }
+            }
             loop {
                 let wanted = status.borrow_and_update().clone();
                 match self.write(&wanted).await {
@@ -279,6 +319,7 @@ impl Writer {
                     return;
                 }
             }
+            tokio::time::sleep(PACE).await;
         }
     }
 
@@ -286,6 +327,9 @@ impl Writer {
         let Some(known) = self.members.get(&Key::cluster(&self.member)) else {
             return Ok(());
         };
+        if known.metadata.uid != wanted.uid {
+            return Ok(());
+        }
         let now = Timestamp::now();
         let written = if wanted.connected {
             let fields = wanted.wanted(&known, now);
@@ -309,7 +353,8 @@ impl Writer {
             };
             let holder = newest.status.as_ref().and_then(|s| s.connected_to.as_ref());
             let fields = wanted.wanted(&newest, now);
-            if holder.is_some_and(|h| *h != self.replica) || fields == Fields::standing(&newest) {
+            let another = newest.metadata.uid != wanted.uid || holder.is_some_and(|h| *h != self.replica);
+            if another || fields == Fields::standing(&newest) {
                 return Ok(());
             }
             apply_status(
@@ -330,5 +375,44 @@ impl Writer {
             Err(error) if error.is_not_found() => Ok(()),
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_crds::hub::{MemberNode, MemberSpec, MemberStatus};
+
+    use super::*;
+
+    #[test]
+    fn only_the_stream_that_is_on_record_puts_back_what_others_wrote() {
+        let mut member = Member::new("a", MemberSpec::default());
+        member.metadata.uid = Some("1".into());
+        let status = LinkStatus {
+            connected: true,
+            replica: Some("hub-0".into()),
+            nodes: vec![MemberNode {
+                name: "n".into(),
+                ..MemberNode::default()
+            }],
+            ..recorded(Some(&member))
+        };
+        let fields = serde_json::to_value(status.wanted(&member, Timestamp::now())).expect("plain");
+        member.status = Some(serde_json::from_value(fields).expect("fields of a status"));
+        assert!(!overwritten(&status, &member, "hub-0"), "as it should be");
+        member.status = Some(MemberStatus::default());
+        assert!(overwritten(&status, &member, "hub-0"), "wiped");
+        let taken_over = MemberStatus {
+            connected_to: Some("hub-1".into()),
+            ..MemberStatus::default()
+        };
+        member.status = Some(taken_over);
+        assert!(
+            !overwritten(&status, &member, "hub-0"),
+            "another replica's by now"
+        );
+        member.status = Some(MemberStatus::default());
+        member.metadata.uid = Some("2".into());
+        assert!(!overwritten(&status, &member, "hub-0"), "another object");
     }
 }

@@ -5,23 +5,28 @@ use std::collections::BTreeMap;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, PostParams};
+use kube::api::PostParams;
 use kube::{Api, Client};
 use serde::Serialize;
 use spillway_core::plan::Digest;
 use spillway_crds::hub::{Member, MemberSpec};
 use spillway_link::hub::{EnrollRefusal, EnrollRequest};
+use spillway_link::pki::Token;
 
 use crate::api::{CALL_LIMIT, ENROLMENT, Failure, Guard, apply_status, within};
 
 /// Label of Secrets that hold a join token's hash.
-const TOKEN_LABEL: &str = "spillway.io/join-token=true";
+pub(crate) const TOKEN_LABEL: &str = "spillway.io/join-token";
+/// A token's Secret is named after its public part.
+const TOKEN_PREFIX: &str = "spillway-token-";
+/// Certificates that one token can lead to: the first answers may get lost.
+const MOST_SERIALS: usize = 16;
 /// How often an enrolment that met another write of the same objects begins anew.
 const ATTEMPTS: usize = 3;
 
 /// A join token as it is stored.
 #[derive(Clone, Debug, Eq, PartialEq)]
-struct Record {
+pub(crate) struct Record {
     hash: Digest,
     member: String,
     expires: Timestamp,
@@ -30,8 +35,12 @@ struct Record {
     /// The member may exist already; its other certificates end with this enrolment.
     rejoin: bool,
     used: bool,
+    /// When it was used, where that can be read.
+    used_at: Option<Timestamp>,
     /// Public key that used it.
     used_by: Option<String>,
+    /// Serial numbers of the certificates that it led to, the newest last.
+    serials: Vec<String>,
 }
 
 /// Whether a token that may be used was used before, by the same key.
@@ -43,7 +52,7 @@ enum Use {
 
 impl Record {
     /// Reads a Secret; the error names the field at fault.
-    fn read(secret: &Secret) -> Result<Self, String> {
+    pub(crate) fn read(secret: &Secret) -> Result<Self, String> {
         let data = secret.data.as_ref();
         let text = |name: &str| {
             data.and_then(|d| d.get(name))
@@ -64,7 +73,13 @@ impl Record {
             partition: text("partition").filter(|p| !p.is_empty()),
             rejoin: text("rejoin").as_deref() == Some("true"),
             used: text("used").is_some(),
+            used_at: text("used").and_then(|t| t.parse().ok()),
             used_by: text("used-by"),
+            serials: text("serials")
+                .iter()
+                .flat_map(|s| s.split(','))
+                .map(str::to_owned)
+                .collect(),
         })
     }
 
@@ -85,13 +100,20 @@ impl Record {
     }
 }
 
+impl Record {
+    /// When the token ceased to be of use, where it did.
+    pub(crate) fn over_since(&self) -> Timestamp {
+        self.used_at.unwrap_or(self.expires).min(self.expires)
+    }
+}
+
 /// Serial numbers that are good.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Serials<'a> {
-    certificate_serial: &'a str,
+pub(crate) struct Serials<'a> {
+    pub(crate) certificate_serial: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    previous_certificate_serial: Option<&'a str>,
+    pub(crate) previous_certificate_serial: Option<&'a str>,
 }
 
 /// Enrols, and records certificates.
@@ -125,7 +147,7 @@ impl Registrar {
     async fn attempt(&self, request: &EnrollRequest) -> Result<Result<Member, Failure>, EnrollRefusal> {
         let unavailable = |e: Failure| EnrollRefusal::Unavailable(e.to_string());
         let (secret, record) = self
-            .find(&request.token.hash())
+            .find(&request.token)
             .await
             .map_err(unavailable)?
             .ok_or(EnrollRefusal::TokenUnknown)?;
@@ -134,14 +156,18 @@ impl Registrar {
         let known = within(CALL_LIMIT, self.members.get_opt(member))
             .await
             .map_err(unavailable)?;
-        let taken = known
+        // Of several tokens for one name, one leads to a member; asking again with the same is no new claim.
+        let standing = known
             .as_ref()
-            .and_then(|m| m.status.as_ref())
-            .is_some_and(|s| s.certificate_serial.is_some());
-        if usage == Use::First && taken && !record.rejoin {
+            .and_then(|m| m.status.as_ref()?.certificate_serial.as_ref());
+        let own = usage == Use::Again && standing.is_some_and(|s| record.serials.contains(s));
+        if standing.is_some() && !own && !record.rejoin {
             return Err(EnrollRefusal::NameTaken);
         }
-        Ok(self.admit(request, secret, &record, usage, known).await)
+        if record.serials.len() >= MOST_SERIALS {
+            return Err(EnrollRefusal::TokenUsed);
+        }
+        Ok(self.admit(request, secret, &record, known).await)
     }
 
     /// Uses the token up first: what fails after that can be asked for again by the same key only.
@@ -150,18 +176,15 @@ impl Registrar {
         request: &EnrollRequest,
         secret: Secret,
         record: &Record,
-        usage: Use,
         known: Option<Member>,
     ) -> Result<Member, Failure> {
-        if usage == Use::First {
-            let used = used(secret, &request.key, Timestamp::now());
-            let name = used.metadata.name.clone().unwrap_or_default();
-            within(
-                CALL_LIMIT,
-                self.tokens.replace(&name, &PostParams::default(), &used),
-            )
-            .await?;
-        }
+        let used = used(secret, request, record, Timestamp::now());
+        let name = used.metadata.name.clone().unwrap_or_default();
+        within(
+            CALL_LIMIT,
+            self.tokens.replace(&name, &PostParams::default(), &used),
+        )
+        .await?;
         let member = if let Some(member) = known {
             member
         } else {
@@ -183,37 +206,60 @@ impl Registrar {
         .await
     }
 
-    async fn find(&self, hash: &Digest) -> Result<Option<(Secret, Record)>, Failure> {
-        let params = ListParams::default().labels(TOKEN_LABEL);
-        let secrets = within(CALL_LIMIT, self.tokens.list(&params)).await?;
-        for secret in secrets {
-            match Record::read(&secret) {
-                Ok(record) if record.hash == *hash => return Ok(Some((secret, record))),
-                Ok(_) => {}
-                Err(why) => {
-                    let name = secret.metadata.name.as_deref();
-                    tracing::warn!(secret = name, why, "a join token can't be read; delete it");
-                }
+    async fn find(&self, token: &Token) -> Result<Option<(Secret, Record)>, Failure> {
+        let name = format!("{TOKEN_PREFIX}{}", token.id());
+        let Some(secret) = within(CALL_LIMIT, self.tokens.get_opt(&name)).await? else {
+            return Ok(None);
+        };
+        let labels = secret.metadata.labels.as_ref();
+        if labels.and_then(|l| l.get(TOKEN_LABEL)).map(String::as_str) != Some("true") {
+            return Ok(None);
+        }
+        match Record::read(&secret) {
+            Ok(record) => Ok((record.hash == token.hash()).then_some((secret, record))),
+            Err(why) => {
+                tracing::warn!(
+                    secret = name,
+                    why,
+                    "a join token can't be read; delete it and make another"
+                );
+                Ok(None)
             }
         }
-        Ok(None)
     }
 
-    /// Records a renewal: the certificate that asked for it stays good, the one before ends.
-    pub(crate) async fn renewed(&self, member: &Member, old: &str, new: &str) -> Result<Member, Failure> {
+    /// Records a renewal: the certificate that asked for it stays good, the one before ends. `None` where the
+    /// one that asked isn't good any more, by the newest version and not only by this replica's copy: a
+    /// renewal that crosses a new enrolment mustn't undo it.
+    pub(crate) async fn renewed(&self, name: &str, old: &str, new: &str) -> Result<Option<Member>, Failure> {
         let serials = Serials {
             certificate_serial: new,
             previous_certificate_serial: Some(old),
         };
-        apply_status(
-            &self.members,
-            ENROLMENT,
-            &member.metadata,
-            Guard::Object,
-            &serials,
-            CALL_LIMIT,
-        )
-        .await
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let member = within(CALL_LIMIT, self.members.get_opt(name)).await?;
+            let Some(member) = member.filter(|m| is_good(m, old)) else {
+                return Ok(None);
+            };
+            let meta = &member.metadata;
+            match apply_status(
+                &self.members,
+                ENROLMENT,
+                meta,
+                Guard::Version,
+                &serials,
+                CALL_LIMIT,
+            )
+            .await
+            {
+                Ok(written) => return Ok(Some(written)),
+                // Reports change the version all the time.
+                Err(error) if error.is_conflict() => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        last.map_or(Ok(None), Err)
     }
 }
 
@@ -224,10 +270,16 @@ pub(crate) fn is_good(member: &Member, serial: &str) -> bool {
     status.is_some_and(|s| is(s.certificate_serial.as_ref()) || is(s.previous_certificate_serial.as_ref()))
 }
 
-fn used(mut secret: Secret, key: &Digest, now: Timestamp) -> Secret {
+fn used(mut secret: Secret, request: &EnrollRequest, record: &Record, now: Timestamp) -> Secret {
+    let mut serials = record.serials.clone();
+    serials.push(request.serial.to_string());
     let data = secret.data.get_or_insert_default();
-    data.insert("used".into(), ByteString(now.to_string().into_bytes()));
-    data.insert("used-by".into(), ByteString(key.to_string().into_bytes()));
+    let mut set = |name: &str, value: String| data.insert(name.into(), ByteString(value.into_bytes()));
+    set("used-by", request.key.to_string());
+    set("serials", serials.join(","));
+    if !record.used {
+        set("used", now.to_string());
+    }
     secret
 }
 
@@ -242,7 +294,9 @@ fn new_member(name: &str, record: &Record) -> Member {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::SignedDuration;
     use spillway_crds::hub::MemberStatus;
+    use spillway_link::pki::Serial;
 
     use super::*;
 
@@ -278,8 +332,20 @@ mod tests {
         let (mine, other) = (Digest::of(b"mine"), Digest::of(b"other"));
         let record = Record::read(&stored(&[])).expect("whole");
         assert_eq!(record.judge("fra-1", &mine, now()), Ok(Use::First));
-        let record = Record::read(&used(stored(&[]), &mine, now())).expect("whole");
+        let request = EnrollRequest {
+            token: Token::generate(),
+            member: "fra-1".into(),
+            serial: Serial::random(),
+            key: mine,
+        };
+        let once = used(stored(&[]), &request, &record, now());
+        let record = Record::read(&once).expect("whole");
         assert_eq!(record.judge("fra-1", &mine, now()), Ok(Use::Again));
+        assert_eq!(record.over_since(), now());
+        let later = now() + SignedDuration::from_mins(1);
+        let record = Record::read(&used(once, &request, &record, later)).expect("whole");
+        assert_eq!(record.serials.len(), 2, "both may be in force");
+        assert_eq!(record.used_at, Some(now()), "the first time counts");
         assert_eq!(
             record.judge("fra-1", &other, now()),
             Err(EnrollRefusal::TokenUsed)

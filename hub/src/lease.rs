@@ -86,17 +86,14 @@ impl Leadership {
 
     /// Waits until this replica leads.
     pub(crate) async fn gained(&mut self) {
-        if self.0.wait_for(Option::is_some).await.is_err() {
-            // The lease task is gone, and with it soon the process.
-            std::future::pending::<()>().await;
+        while self.remaining().is_none() {
+            if self.0.changed().await.is_err() {
+                // The lease task is gone, and with it soon the process.
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
-
-/// The Lease was held and could not be kept.
-#[derive(Debug, thiserror::Error)]
-#[error("the lease is lost ({0}); this replica must not go on as if it led")]
-pub(crate) struct Lost(String);
 
 /// Contends for the Lease.
 pub(crate) struct Elector {
@@ -119,8 +116,9 @@ impl Elector {
         (elector, Leadership(follow))
     }
 
-    /// Contends until `stop`, then gives the Lease back. Ends earlier only where the Lease was held and lost.
-    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), Lost> {
+    /// Contends until `stop`, then gives the Lease back. A replica that loses it goes on as a follower: its
+    /// members' streams have nothing to do with who writes.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
             let began = Instant::now();
             match self.round(began).await {
@@ -129,16 +127,12 @@ impl Elector {
                         tracing::info!(replica = self.me, "this replica leads");
                     }
                 }
-                Ok(false) => {
-                    if self.until.borrow().is_some() {
-                        return Err(Lost("another replica took it".into()));
-                    }
-                }
+                Ok(false) => self.lost("another replica took it"),
                 Err(error) => {
                     tracing::warn!(replica = self.me, %error, "the lease can't be reached");
                     let over = (*self.until.borrow()).is_some_and(|until| Instant::now() >= until);
                     if over {
-                        return Err(Lost(error.to_string()));
+                        self.lost("it couldn't be renewed in time");
                     }
                 }
             }
@@ -148,7 +142,13 @@ impl Elector {
             }
         }
         self.release().await;
-        Ok(())
+    }
+
+    /// Stops leading. Writes have stopped already: their limits ended with the lease.
+    fn lost(&self, why: &str) {
+        if self.until.send_replace(None).is_some() {
+            tracing::warn!(replica = self.me, why, "this replica leads no more");
+        }
     }
 
     /// One look and, where it is due, one write. True where the Lease is ours.
@@ -282,6 +282,11 @@ mod tests {
         assert_eq!(leadership.limit().expect("leads"), CALL_LIMIT.min(VALID));
         tokio::time::advance(VALID).await;
         assert!(matches!(leadership.limit(), Err(Failure::NotLeader)));
-        drop(until);
+        let mut again = leadership.clone();
+        let waits = tokio::time::timeout(VALID, again.gained()).await;
+        assert!(waits.is_err(), "an ended lease isn't one that was gained");
+        until.send_replace(Some(Instant::now() + VALID));
+        again.gained().await;
+        assert!(again.remaining().is_some());
     }
 }

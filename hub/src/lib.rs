@@ -21,6 +21,7 @@ mod conditions;
 mod enroll;
 mod health;
 mod lease;
+mod memory;
 mod mirror;
 mod plans;
 mod presence;
@@ -29,6 +30,7 @@ mod report;
 mod run;
 mod snapshot;
 mod status;
+mod tokens;
 
 pub use args::Args;
 pub use run::{run, start};

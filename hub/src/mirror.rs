@@ -10,12 +10,15 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
+
+use crate::api::{ALLOCATIONS, ENROLMENT, LINK, MANAGER};
 
 /// Seconds after which the API server ends a watch and a new one goes on where it ended.
 const WATCH_SECONDS: u32 = 30;
@@ -55,14 +58,34 @@ pub(crate) type Objects<K> = BTreeMap<Key, Arc<K>>;
 
 struct Kept<K> {
     objects: Objects<K>,
-    undecodable: BTreeMap<Key, String>,
+    undecodable: BTreeMap<Key, Undecodable>,
     /// Objects of a listing that is still arriving.
     arriving: Option<Vec<DeserializeGuard<K>>>,
+}
+
+/// An object that this build can't read.
+#[derive(Clone, Debug)]
+pub(crate) struct Undecodable {
+    /// What the decoder said.
+    pub(crate) error: String,
+    /// Its metadata, which can always be read.
+    pub(crate) meta: ObjectMeta,
+}
+
+impl Undecodable {
+    /// A hub has read it before, in this process or another: it has written its status.
+    fn counted(&self) -> bool {
+        let managers = self.meta.managed_fields.iter().flatten();
+        managers
+            .filter_map(|f| f.manager.as_deref())
+            .any(|m| [MANAGER, ALLOCATIONS, LINK, ENROLMENT].contains(&m))
+    }
 }
 
 struct Inner<K> {
     kept: RwLock<Kept<K>>,
     synced: watch::Sender<bool>,
+    version: watch::Sender<u64>,
     changed: Arc<Notify>,
 }
 
@@ -88,6 +111,7 @@ where
                 arriving: None,
             }),
             synced: watch::Sender::new(false),
+            version: watch::Sender::new(0),
             changed,
         }))
     }
@@ -134,6 +158,25 @@ where
         self.read().undecodable.is_empty()
     }
 
+    /// Says when something changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.version.subscribe()
+    }
+
+    /// Objects that can't be read and of which there isn't even a last good version, though a hub knew one:
+    /// they were written in another way while this one wasn't running.
+    pub(crate) fn unknown(&self) -> Vec<String> {
+        let kept = self.read();
+        kept.undecodable
+            .iter()
+            .filter(|(key, object)| object.counted() && !kept.objects.contains_key(key))
+            .map(|(key, _)| match &key.namespace {
+                Some(namespace) => format!("{} {namespace}/{}", K::kind(&()), key.name),
+                None => format!("{} {}", K::kind(&()), key.name),
+            })
+            .collect()
+    }
+
     /// Takes in the answer to a write of our own. An object that is gone from the copy stays gone.
     pub(crate) fn written(&self, object: K) {
         let key = Key::of(&object);
@@ -143,7 +186,7 @@ where
         {
             kept.objects.insert(key, Arc::new(object));
             drop(kept);
-            self.0.changed.notify_one();
+            self.tell();
         }
     }
 
@@ -151,6 +194,18 @@ where
     pub(crate) fn has(&self, object: &K) -> bool {
         self.get(&Key::of(object))
             .is_some_and(|known| known.meta().uid == object.meta().uid && version(&*known) >= version(object))
+    }
+
+    /// The same for an object of which only the metadata are known, readable or not.
+    pub(crate) fn seen(&self, meta: &ObjectMeta) -> bool {
+        let key = Key {
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone().unwrap_or_default(),
+        };
+        let kept = self.read();
+        let newer = |known: &ObjectMeta| known.uid == meta.uid && version_in(known) >= version_in(meta);
+        kept.objects.get(&key).is_some_and(|o| newer(o.meta()))
+            || kept.undecodable.get(&key).is_some_and(|u| newer(&u.meta))
     }
 
     fn take(&self, event: Event<DeserializeGuard<K>>) {
@@ -192,8 +247,13 @@ where
         drop(kept);
         if done {
             self.0.synced.send_if_modified(|s| !std::mem::replace(s, true));
-            self.0.changed.notify_one();
+            self.tell();
         }
+    }
+
+    fn tell(&self) {
+        self.0.version.send_modify(|v| *v += 1);
+        self.0.changed.notify_one();
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Kept<K>> {
@@ -218,14 +278,16 @@ impl<K: Resource<DynamicType = ()>> Kept<K> {
                     self.objects.insert(key, Arc::new(object));
                 }
             }
-            Err(InvalidObject { error, .. }) => {
-                if self.undecodable.get(&key) != Some(&error) {
+            Err(InvalidObject { error, metadata }) => {
+                let said = self.undecodable.get(&key).is_some_and(|u| u.error == error);
+                if !said {
                     tracing::error!(
                         kind = %K::kind(&()), namespace = key.namespace, name = key.name, error,
-                        "an object can't be read; its last good version stays in force"
+                        "an object can't be read; what was made of it before stays in force"
                     );
                 }
-                self.undecodable.insert(key, error);
+                let meta = metadata;
+                self.undecodable.insert(key, Undecodable { error, meta });
             }
         }
     }
@@ -233,12 +295,17 @@ impl<K: Resource<DynamicType = ()>> Kept<K> {
 
 /// Versions of one object are ordered numbers, since Kubernetes 1.35 by contract and before by construction.
 fn version(object: &impl Resource) -> u64 {
-    let version = object.meta().resource_version.as_deref();
+    version_in(object.meta())
+}
+
+fn version_in(meta: &ObjectMeta) -> u64 {
+    let version = meta.resource_version.as_deref();
     version.and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
     use spillway_crds::hub::{Member, MemberSpec};
 
     use super::*;
@@ -309,6 +376,23 @@ mod tests {
         assert_eq!(version_of(&mirror, "a").as_deref(), Some("5"));
         mirror.take(Event::Apply(good(member("a", "1", 8))));
         assert!(mirror.sure());
+    }
+
+    #[test]
+    fn an_object_that_a_hub_once_read_is_missed_and_one_that_never_counted_is_not() {
+        let stranger = mirror(vec![unreadable("a")]);
+        assert!(!stranger.sure() && stranger.unknown().is_empty());
+        let mut once = unreadable("a");
+        if let Err(invalid) = &mut once.0 {
+            invalid.metadata.managed_fields = Some(vec![ManagedFieldsEntry {
+                manager: Some(ALLOCATIONS.into()),
+                ..ManagedFieldsEntry::default()
+            }]);
+        }
+        let mirror = mirror(vec![once]);
+        assert_eq!(mirror.unknown(), ["Member a"]);
+        mirror.take(Event::Apply(good(member("a", "", 1))));
+        assert!(mirror.unknown().is_empty());
     }
 
     #[test]

@@ -46,11 +46,15 @@ impl Presence {
         let streams: Vec<_> = self.members.objects().into_values().collect();
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let params = ListParams::default().labels(PODS);
-        let pods = within(CALL_LIMIT, pods.list_metadata(&params)).await?;
-        let alive: BTreeSet<_> = pods.iter().map(ResourceExt::name_any).collect();
+        let pods = within(CALL_LIMIT, pods.list(&params)).await?;
+        let alive: BTreeSet<_> = pods
+            .iter()
+            .filter(|p| !on_a_lost_node(p))
+            .map(ResourceExt::name_any)
+            .collect();
         for member in streams {
             let mut status = LinkStatus::recorded(member.status.as_ref());
-            if !orphaned(&status, &alive) {
+            if pods.items.is_empty() || !orphaned(&status, &alive) {
                 continue;
             }
             status.connected = false;
@@ -77,9 +81,22 @@ impl Presence {
     }
 }
 
-/// Where no replica at all runs as a pod, the hub runs outside of a cluster and nothing can be told.
+/// A lost node's pods stay for minutes. The node controller makes them unready, but only their kubelet would
+/// say that their containers are.
+fn on_a_lost_node(pod: &Pod) -> bool {
+    let is = |kind: &str, value: &str| {
+        let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        conditions
+            .into_iter()
+            .any(|c| c.type_ == kind && c.status == value)
+    };
+    is("Ready", "False") && is("ContainersReady", "True")
+}
+
+/// Where no replica at all runs as a pod, the hub runs outside of a cluster and nothing can be told; the
+/// caller has seen to that.
 fn orphaned(status: &LinkStatus, alive: &BTreeSet<String>) -> bool {
-    status.connected && !alive.is_empty() && !status.replica.as_ref().is_some_and(|r| alive.contains(r))
+    status.connected && !status.replica.as_ref().is_some_and(|r| alive.contains(r))
 }
 
 #[cfg(test)]
@@ -97,6 +114,19 @@ mod tests {
         assert!(orphaned(&status(true, "hub-b"), &alive));
         assert!(!orphaned(&status(true, "hub-a"), &alive));
         assert!(!orphaned(&status(false, "hub-b"), &alive));
-        assert!(!orphaned(&status(true, "hub-b"), &BTreeSet::new()));
+    }
+
+    #[test]
+    fn a_pod_whose_node_is_lost_counts_as_gone() {
+        let pod = |ready: &str, containers: &str| -> Pod {
+            serde_json::from_value(serde_json::json!({"status": {"conditions": [
+                {"type": "Ready", "status": ready}, {"type": "ContainersReady", "status": containers},
+            ]}}))
+            .expect("a pod")
+        };
+        assert!(on_a_lost_node(&pod("False", "True")));
+        assert!(!on_a_lost_node(&pod("True", "True")));
+        assert!(!on_a_lost_node(&pod("False", "False")), "its kubelet says so");
+        assert!(!on_a_lost_node(&Pod::default()));
     }
 }

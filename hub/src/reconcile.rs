@@ -7,6 +7,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 use spillway_core::alloc::OverlayRange;
 use spillway_core::resolve::{Resolution, resolve};
+use spillway_crds::condition::{ConditionType, Verdict};
 use spillway_crds::hub::{EgressGateway, Member};
 use spillway_crds::member::Tunnel;
 use tokio::sync::watch;
@@ -15,12 +16,15 @@ use tokio::time::Instant;
 use crate::allocate::Recorder;
 use crate::api::{CALL_LIMIT, Failure, within};
 use crate::lease::Leadership;
+use crate::memory::{Memory, restore};
 use crate::plans::Plans;
 use crate::snapshot::{Mirrors, Snapshot};
 use crate::status::Outcome;
 
-/// Least time between two runs: the first change of a burst is acted on at once, the rest together.
-const PACE: Duration = Duration::from_millis(10);
+/// Longest rest after a run. The first change of a burst is acted on at once, the rest together.
+const PACE: Duration = Duration::from_millis(200);
+/// Wait before looking again whether everything that the leader before recorded has arrived.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Wait before allocations that couldn't be recorded are resolved anew.
 const RETRY: Duration = Duration::from_millis(300);
 
@@ -38,6 +42,20 @@ enum End {
 /// Runs in a row that may record something before the loop slows down.
 const MOST_AGAIN: u32 = 4;
 
+/// Makes a resolution say that nothing is done, and why.
+fn hold(resolution: &mut Resolution, unknown: &[String]) {
+    let names = unknown.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    let why = format!(
+        "no plan changes while this hub can't read {names}; run the version of the hub that wrote it, correct it, or delete it"
+    );
+    resolution.gateways.clear();
+    resolution.policies.clear();
+    for verdicts in resolution.members.values_mut() {
+        verdicts.retain(|v| v.kind != ConditionType::Programmed);
+        verdicts.push(Verdict::no(ConditionType::Programmed, "PlanHeld", why.clone()));
+    }
+}
+
 /// Resolves and distributes.
 pub(crate) struct Reconciler {
     pub(crate) client: Client,
@@ -54,21 +72,26 @@ impl Reconciler {
     pub(crate) async fn run(self) {
         let recorder = Recorder::new(&self.client, self.leadership.clone());
         let mut gained = self.leadership.clone();
+        let mut memory = Memory::default();
         let mut leads = false;
         let mut again = 0;
         loop {
             let began = Instant::now();
-            let end = self.round(leads, &recorder).await;
+            leads &= self.leadership.remaining().is_some();
+            let end = self.round(leads, &recorder, &mut memory).await;
             again = if end == End::Recorded { again + 1 } else { 0 };
             if (1..=MOST_AGAIN).contains(&again) {
                 continue;
             }
-            tokio::time::sleep_until(began + PACE).await;
+            // At least half of the time is for others, however large the federation is.
+            tokio::time::sleep(began.elapsed().min(PACE)).await;
             tokio::select! {
                 () = self.mirrors.changed.notified() => {}
                 () = gained.gained(), if !leads => {
-                    self.caught_up().await;
-                    leads = true;
+                    leads = self.caught_up().await;
+                    if !leads {
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
                 }
                 () = tokio::time::sleep(RETRY), if end != End::Settled => {}
             }
@@ -76,11 +99,26 @@ impl Reconciler {
     }
 
     /// One run.
-    async fn round(&self, leads: bool, recorder: &Recorder) -> End {
-        let snapshot = self.mirrors.snapshot();
-        let Some(resolution) = self.resolve(&snapshot).await else {
+    async fn round(&self, leads: bool, recorder: &Recorder, memory: &mut Memory) -> End {
+        let mut snapshot = self.mirrors.snapshot();
+        let wiped = memory.mend(&mut snapshot);
+        if leads && !wiped.is_empty() {
+            restore(&self.client, &self.mirrors.members, &self.leadership, &wiped).await;
+            return End::Stuck;
+        }
+        let Some(mut resolution) = self.resolve(&snapshot).await else {
             return End::Stuck;
         };
+        if !snapshot.unknown.is_empty() {
+            // Whatever would be planned or given away without these objects might take something from them.
+            hold(&mut resolution, &snapshot.unknown);
+            if memory.missed != snapshot.unknown {
+                memory.missed.clone_from(&snapshot.unknown);
+                tracing::error!(objects = ?snapshot.unknown, "plans are held: these objects counted before and can't be read by this hub");
+            }
+            self.outcomes.send_replace(Some(Arc::new((snapshot, resolution))));
+            return End::Settled;
+        }
         for member in self.plans.publish(&resolution, snapshot.sure) {
             let plan = &resolution.plans[&member];
             tracing::info!(cluster = member, plan = %plan.digest().short(), resources = plan.len(), "plan published");
@@ -115,28 +153,48 @@ impl Reconciler {
         }
     }
 
-    /// Waits until this replica has seen everything that the leader before it recorded. Else it could give
-    /// a number away that its copy doesn't know to be taken.
-    async fn caught_up(&self) {
-        loop {
-            match self.has_newest().await {
-                Ok(true) => return,
-                Ok(false) => tokio::time::sleep(Duration::from_millis(20)).await,
-                Err(error) => {
-                    tracing::warn!(%error, "can't check yet what the leader before recorded");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        }
+    /// True where this replica has seen everything that the leader before it recorded. Else it could give a
+    /// number away that its copy doesn't know to be taken.
+    async fn caught_up(&self) -> bool {
+        self.has_newest().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "can't check yet what the leader before recorded");
+            false
+        })
     }
 
+    /// By metadata, so that an object that can't be read stops nobody from leading.
     async fn has_newest(&self) -> Result<bool, Failure> {
         let params = ListParams::default();
         let members: Api<Member> = Api::all(self.client.clone());
         let gateways: Api<EgressGateway> = Api::all(self.client.clone());
-        let members = within(CALL_LIMIT, members.list(&params)).await?;
-        let gateways = within(CALL_LIMIT, gateways.list(&params)).await?;
-        Ok(members.iter().all(|m| self.mirrors.members.has(m))
-            && gateways.iter().all(|g| self.mirrors.gateways.has(g)))
+        let members = within(CALL_LIMIT, members.list_metadata(&params)).await?;
+        let gateways = within(CALL_LIMIT, gateways.list_metadata(&params)).await?;
+        Ok(members.iter().all(|m| self.mirrors.members.seen(&m.metadata))
+            && gateways.iter().all(|g| self.mirrors.gateways.seen(&g.metadata)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_core::resolve::FederationState;
+    use spillway_crds::hub::MemberSpec;
+
+    use super::*;
+
+    #[test]
+    fn a_hub_that_misses_objects_says_so_and_nothing_else() {
+        let mut state = FederationState::default();
+        state
+            .members
+            .push((&Member::new("a", MemberSpec::default())).into());
+        let mut resolution = resolve(&state);
+        hold(&mut resolution, &["FederatedEgressPolicy payments/bank".into()]);
+        assert!(resolution.policies.is_empty() && resolution.gateways.is_empty());
+        let said: Vec<_> = resolution.members["a"]
+            .iter()
+            .filter(|v| v.kind == ConditionType::Programmed)
+            .collect();
+        assert_eq!((said.len(), said[0].reason.as_str()), (1, "PlanHeld"));
+        assert!(said[0].message.contains("payments/bank"));
     }
 }

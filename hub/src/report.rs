@@ -19,10 +19,19 @@ const MAX_NAME: usize = 253;
 const MAX_VERSION: usize = 64;
 const MAX_RESOURCE: usize = 512;
 const MAX_MESSAGE: usize = 1024;
+/// Bounds of Kubernetes for labels: `prefix/name` and value.
+const MAX_LABEL_KEY: usize = 253 + 1 + 63;
+const MAX_LABEL_VALUE: usize = 63;
+/// Bytes that all nodes of a member may take. etcd takes no object above 1.5 MiB.
+const MAX_BYTES: usize = 1 << 20;
+/// Bytes that a node takes at most without labels and message, as JSON.
+const BARE: usize = 768;
 
 /// The fields of a member's status that its stream decides.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct LinkStatus {
+    /// The object that this is about.
+    pub(crate) uid: Option<String>,
     /// The member has a live stream to `replica`.
     pub(crate) connected: bool,
     /// Replica that holds the stream, or held it last.
@@ -60,6 +69,7 @@ impl LinkStatus {
             .iter()
             .find(|c| c.type_ == ConditionType::Connected.as_str());
         Self {
+            uid: None,
             connected: connected.is_some_and(|c| c.status == "True"),
             replica: status.connected_to,
             why: connected.map(|c| c.message.clone()).unwrap_or_default(),
@@ -146,10 +156,34 @@ fn nodes(reported: Vec<MemberNode>) -> Vec<MemberNode> {
         node.underlay = canonical(&node.underlay);
         node.message = cut(&node.message, MAX_MESSAGE);
         node.programmed = node.programmed.map(|d| cut(&d, MAX_VERSION));
-        node.labels = node.labels.into_iter().take(MAX_LABELS).collect();
+        node.labels = node
+            .labels
+            .into_iter()
+            .filter(|(k, v)| k.len() <= MAX_LABEL_KEY && v.len() <= MAX_LABEL_VALUE)
+            .take(MAX_LABELS)
+            .collect();
         node
     };
-    by_name.into_values().take(MAX_NODES).map(fit).collect()
+    let mut nodes: Vec<_> = by_name.into_values().take(MAX_NODES).map(fit).collect();
+    shorten(&mut nodes);
+    nodes
+}
+
+/// Where a report is too large for an object, the last nodes lose their labels, and say so.
+fn shorten(nodes: &mut [MemberNode]) {
+    let mut left = MAX_BYTES.saturating_sub(nodes.len() * BARE);
+    for node in nodes {
+        let labels: usize = node.labels.iter().map(|(k, v)| k.len() + v.len() + 6).sum();
+        // Each byte of a message can take six in JSON.
+        let needed = labels + node.message.len() * 6;
+        if needed <= left {
+            left -= needed;
+            continue;
+        }
+        left = 0;
+        node.labels.clear();
+        node.message = "the member's report is too large: labels of this node are left out".into();
+    }
 }
 
 fn canonical(pair: &AddressPair) -> AddressPair {
@@ -192,6 +226,37 @@ mod tests {
         assert_eq!(status.nodes[0].overlay.ipv6.as_deref(), Some("fd64:5711:0:1::1"));
         assert_eq!(status.nodes[0].underlay, AddressPair::default());
         assert_eq!(status.agent_version.map(|v| v.len()), Some(64));
+    }
+
+    #[test]
+    fn the_largest_report_fits_an_object() {
+        let mut status = LinkStatus::default();
+        let long = |n: usize, i: usize| format!("{i}{}", "x".repeat(n))[..n].to_owned();
+        status.report(MemberReport {
+            nodes: (0..2000)
+                .map(|i| MemberNode {
+                    labels: (0..300).map(|l| (long(300, l), long(60, l))).collect(),
+                    message: "\u{1}".repeat(2000),
+                    ..node(&format!("{i:04}{}", "n".repeat(249)))
+                })
+                .collect(),
+            ..MemberReport::default()
+        });
+        let size = serde_json::to_vec(&status.nodes).expect("plain").len();
+        assert!(size <= MAX_BYTES, "{size}");
+        assert_eq!(status.nodes.len(), MAX_NODES);
+        assert!(!status.nodes[0].labels.is_empty());
+        assert!(status.nodes[MAX_NODES - 1].message.contains("too large"));
+        let absurd = BTreeMap::from([("k".to_owned(), "v".repeat(1 << 20))]);
+        let fat = MemberNode {
+            labels: absurd,
+            ..node("a")
+        };
+        status.report(MemberReport {
+            nodes: vec![fat],
+            ..MemberReport::default()
+        });
+        assert!(status.nodes[0].labels.is_empty(), "no label of Kubernetes");
     }
 
     #[test]

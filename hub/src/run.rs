@@ -26,6 +26,7 @@ use crate::presence::Presence;
 use crate::reconcile::Reconciler;
 use crate::snapshot::Mirrors;
 use crate::status::StatusWriter;
+use crate::tokens::Tokens;
 
 /// A connection to the API server that is silent for this long is given up: longer than a watch lasts.
 const SILENCE: Duration = Duration::from_secs(40);
@@ -136,11 +137,16 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         client: client.clone(),
         namespace: args.namespace.clone(),
         members: mirrors.members.clone(),
-        leadership,
+        leadership: leadership.clone(),
     };
     tasks.spawn(async move {
         presence.run().await;
         "presence of replicas"
+    });
+    let tokens = Tokens::new(&client, &args.namespace, leadership);
+    tasks.spawn(async move {
+        tokens.run().await;
+        "removal of old tokens"
     });
 
     let backend = Arc::new(Backend::new(
@@ -176,8 +182,7 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         }),
         ended = tasks.join_next() => Err(broken(ended)),
         ended = &mut election => Err(match ended {
-            Ok(Ok(())) => anyhow!("the election ended"),
-            Ok(Err(lost)) => lost.into(),
+            Ok(()) => anyhow!("the election ended"),
             Err(panic) => anyhow!("the election broke: {panic}"),
         }),
         () = &mut shutdown => Ok(()),

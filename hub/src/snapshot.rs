@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kube::core::DeserializeGuard;
 use kube::{Api, Client};
-use spillway_core::alloc::OverlayRange;
+use spillway_core::alloc::{Memory, OverlayRange};
 use spillway_core::resolve::FederationState;
 use spillway_crds::hub::{EgressGateway, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member};
 use spillway_crds::member::{PolicyRef, Tunnel};
@@ -86,6 +86,14 @@ impl Mirrors {
                 && self.gateways.sure()
                 && self.policies.sure()
                 && self.cluster_policies.sure(),
+            unknown: [
+                self.members.unknown(),
+                self.gateways.unknown(),
+                self.policies.unknown(),
+                self.cluster_policies.unknown(),
+            ]
+            .concat(),
+            numbers: Arc::default(),
         }
     }
 }
@@ -114,6 +122,11 @@ pub(crate) struct Snapshot {
     pub(crate) policies: BTreeMap<PolicyRef, Policy>,
     /// Every object could be read.
     pub(crate) sure: bool,
+    /// Objects that once counted and of which nothing is known: with them missing, nothing can be told of
+    /// what is to run.
+    pub(crate) unknown: Vec<String>,
+    /// Numbers that were in use before.
+    pub(crate) numbers: Arc<Memory>,
 }
 
 impl Snapshot {
@@ -122,6 +135,7 @@ impl Snapshot {
         FederationState {
             overlay,
             tunnel: tunnel.clone(),
+            memory: self.numbers.clone(),
             members: self.members.values().map(|m| (&**m).into()).collect(),
             gateways: self.gateways.values().map(|g| (&**g).into()).collect(),
             policies: self

@@ -1,0 +1,205 @@
+//! What this replica has seen recorded. Somebody may wipe a status by hand; nobody may be given another
+//! number by that, nor lose what runs.
+//!
+//! A member's status is put back as it was. Of gateways only the numbers are remembered: plans wait for
+//! their being recorded again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, Client};
+use serde::Serialize;
+use spillway_core::address::Addresses;
+use spillway_core::alloc::{self, Egress};
+use spillway_crds::hub::{EgressGateway, Member, MemberStatus};
+
+use crate::allocate::MemberFields;
+use crate::api::{ALLOCATIONS, ENROLMENT, Failure, Guard, LINK, apply_status};
+use crate::enroll::Serials;
+use crate::lease::Leadership;
+use crate::mirror::Mirror;
+use crate::report::LinkStatus;
+use crate::snapshot::Snapshot;
+
+/// Remembers.
+#[derive(Default)]
+pub(crate) struct Memory {
+    numbers: Arc<alloc::Memory>,
+    /// Members with a number, as they were seen last.
+    members: BTreeMap<String, Arc<Member>>,
+    /// Objects for which plans are held, as the log was told.
+    pub(crate) missed: Vec<String>,
+}
+
+impl Memory {
+    /// Learns what `snapshot` has and gives it what was wiped from it. Returns the members whose statuses
+    /// are to be written again; they are in the snapshot as they were.
+    pub(crate) fn mend(&mut self, snapshot: &mut Snapshot) -> Vec<Arc<Member>> {
+        let mut wiped = Vec::new();
+        self.members.retain(|name, _| snapshot.members.contains_key(name));
+        for (name, member) in &mut snapshot.members {
+            let id = member.status.as_ref().and_then(|s| s.member_id);
+            let known = self.members.get(name);
+            let same = known.filter(|k| k.metadata.uid == member.metadata.uid);
+            match (id, same) {
+                (Some(id), _) => {
+                    if known.is_none_or(|k| !Arc::ptr_eq(k, member)) {
+                        self.members.insert(name.clone(), member.clone());
+                        if !self.numbers.knows_member(id, name) {
+                            Arc::make_mut(&mut self.numbers).member(id, name);
+                        }
+                    }
+                }
+                (None, Some(known)) => {
+                    let mut mended = (**member).clone();
+                    mended.status.clone_from(&known.status);
+                    *member = Arc::new(mended);
+                    wiped.push(member.clone());
+                }
+                (None, None) => {}
+            }
+        }
+        for (name, gateway) in &snapshot.gateways {
+            self.learn_identities(name, gateway);
+        }
+        snapshot.numbers = self.numbers.clone();
+        wiped
+    }
+
+    fn learn_identities(&mut self, name: &str, gateway: &EgressGateway) {
+        for record in gateway.status.iter().flat_map(|s| &s.identities) {
+            let Ok(addresses) = Addresses::parse(&record.egress_ip) else {
+                continue;
+            };
+            let egress = Egress {
+                gateway: name.to_owned(),
+                addresses,
+            };
+            if !self.numbers.knows_identity(record.id, &egress) {
+                Arc::make_mut(&mut self.numbers).identity(record.id, &egress);
+            }
+        }
+    }
+}
+
+/// Writes statuses that were wiped again. The number comes last: it tells that all is back.
+pub(crate) async fn restore(
+    client: &Client,
+    mirror: &Mirror<Member>,
+    leadership: &Leadership,
+    wiped: &[Arc<Member>],
+) {
+    for member in wiped {
+        let name = member.metadata.name.as_deref().unwrap_or_default();
+        match restore_one(client, leadership, member).await {
+            Ok(whole) => {
+                tracing::warn!(cluster = name, "somebody wiped the member's status; it is back");
+                mirror.written(whole);
+            }
+            Err(error) if error.is_not_found() || error.is_conflict() => {}
+            Err(error) => {
+                tracing::error!(cluster = name, %error, "the member's wiped status can't be written yet");
+            }
+        }
+    }
+}
+
+async fn restore_one(client: &Client, leadership: &Leadership, member: &Member) -> Result<Member, Failure> {
+    let api: Api<Member> = Api::all(client.clone());
+    let status = member.status.clone().unwrap_or_default();
+    let told = LinkStatus::recorded(Some(&status)).wanted(member, Timestamp::now());
+    write(&api, LINK, member, &told, leadership).await?;
+    if let Some(serial) = &status.certificate_serial {
+        let serials = Serials {
+            certificate_serial: serial,
+            previous_certificate_serial: status.previous_certificate_serial.as_deref(),
+        };
+        write(&api, ENROLMENT, member, &serials, leadership).await?;
+    }
+    let MemberStatus {
+        member_id: Some(member_id),
+        overlay: Some(overlay),
+        ..
+    } = &status
+    else {
+        return Ok(member.clone());
+    };
+    let numbers = MemberFields {
+        member_id: *member_id,
+        overlay,
+    };
+    write(&api, ALLOCATIONS, member, &numbers, leadership).await
+}
+
+async fn write(
+    api: &Api<Member>,
+    manager: &str,
+    member: &Member,
+    fields: &impl Serialize,
+    leadership: &Leadership,
+) -> Result<Member, Failure> {
+    let limit = leadership.limit()?;
+    apply_status(api, manager, &member.metadata, Guard::Object, fields, limit).await
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_crds::address::AddressPair;
+    use spillway_crds::hub::{EgressGatewaySpec, IdentityRecord, MemberSpec};
+
+    use super::*;
+
+    fn member(uid: &str, id: Option<u16>) -> Arc<Member> {
+        let mut member = Member::new("a", MemberSpec::default());
+        member.metadata.uid = Some(uid.into());
+        member.status = Some(MemberStatus {
+            member_id: id,
+            certificate_serial: id.map(|_| "s".into()),
+            ..MemberStatus::default()
+        });
+        Arc::new(member)
+    }
+
+    fn snapshot(member: Arc<Member>) -> Snapshot {
+        Snapshot {
+            members: BTreeMap::from([("a".to_owned(), member)]),
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn a_wiped_status_is_as_it_was_and_another_object_of_that_name_is_itself() {
+        let mut memory = Memory::default();
+        assert!(memory.mend(&mut snapshot(member("1", None))).is_empty(), "new");
+        assert!(memory.mend(&mut snapshot(member("1", Some(7)))).is_empty());
+        let mut wiped = snapshot(member("1", None));
+        assert_eq!(memory.mend(&mut wiped), [member("1", Some(7))]);
+        assert_eq!(wiped.members["a"], member("1", Some(7)));
+        let mut other = snapshot(member("2", None));
+        assert!(memory.mend(&mut other).is_empty());
+        assert_eq!(other.members["a"], member("2", None));
+        assert!(other.numbers.knows_member(7, "a"), "it will get the same number");
+    }
+
+    #[test]
+    fn identities_are_remembered_beyond_their_gateway() {
+        let mut gateway = EgressGateway::new("g", EgressGatewaySpec::default());
+        let egress_ip = AddressPair {
+            ipv4: Some("203.0.113.1".into()),
+            ipv6: None,
+        };
+        let egress = Egress {
+            gateway: "g".into(),
+            addresses: Addresses::parse(&egress_ip).expect("an address"),
+        };
+        gateway.status.get_or_insert_default().identities = vec![IdentityRecord { id: 9, egress_ip }];
+        let mut before = Snapshot::default();
+        before.gateways.insert("g".into(), Arc::new(gateway));
+        let mut memory = Memory::default();
+        memory.mend(&mut before);
+        let mut after = Snapshot::default();
+        memory.mend(&mut after);
+        assert!(after.numbers.knows_identity(9, &egress));
+    }
+}
