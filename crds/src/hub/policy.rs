@@ -112,7 +112,7 @@ pub struct FederatedClusterEgressPolicySpec {
     /// Members whose pods the policy concerns, by the labels of the `Member` objects; empty selects all.
     #[serde(default)]
     pub members: LabelSelector,
-    /// Namespaces by label; empty selects all.
+    /// Namespaces by label; empty selects all. The pods of Spillway's own namespace are never selected.
     #[serde(default)]
     pub namespaces: LabelSelector,
     /// Pods by label; empty selects every pod of the selected namespaces.
