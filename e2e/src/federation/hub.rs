@@ -110,19 +110,6 @@ impl Federation {
         .await
     }
 
-    /// Waits until a policy in a namespace of the hub is programmed where it selects members.
-    pub async fn programmed_in(&self, namespace: &str, policy: &str) -> Result<()> {
-        eventually(PATIENCE, &format!("policy {policy} is programmed"), || async {
-            let object = self
-                .hub_object(&["federatedegresspolicy", "-n", namespace, policy])
-                .await?;
-            let status = condition(&object, "Programmed").unwrap_or_default();
-            ensure!(status.0 == "True", "Programmed is {status:?}");
-            Ok(())
-        })
-        .await
-    }
-
     /// Scales the hub, and waits until that many replicas run.
     pub async fn scale_hub(&self, replicas: u32) -> Result<()> {
         let count = format!("--replicas={replicas}");

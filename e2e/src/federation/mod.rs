@@ -11,8 +11,10 @@
 mod daemons;
 mod diagnose;
 mod hub;
+mod install;
 mod kernel;
 mod membership;
+mod rest;
 mod story;
 mod traffic;
 

@@ -5,10 +5,14 @@ mod admission;
 mod conditions;
 mod egress;
 mod hub;
+mod install;
 mod membership;
 mod pods;
 mod repair;
+mod rest;
 mod restart;
+mod unavailable;
+mod unmatched;
 
 use crate::shared::{Scenario, scenario};
 
@@ -34,6 +38,13 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "federation",
             admission::the_api_server_takes_and_refuses_what_it_should
         ),
+        scenario!(
+            "federation",
+            unmatched::what_matches_nothing_says_so_and_harms_nobody
+        ),
+        scenario!("federation", unavailable::the_only_gateway_node_is_cordoned),
+        scenario!("federation", unavailable::the_only_gateway_node_is_switched_off),
+        scenario!("federation", rest::nothing_is_written_at_rest),
         scenario!("federation", hub::pods_come_and_go_while_the_hub_is_down),
         scenario!(
             "federation",
@@ -47,5 +58,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "federation",
             membership::leave_leaves_no_trace_and_join_works_again
         ),
+        scenario!("federation", install::installed_by_helm_and_by_kustomize),
     ]
 }
