@@ -112,12 +112,13 @@ fn host(line: &str) {
     assert!(ok, "{line}: {output}");
 }
 
-/// Whether the test can make namespaces; without root there is nothing to test.
+/// True where the test can make namespaces. Elsewhere it fails, as a test that tests nothing must not pass.
 pub fn privileged() -> bool {
     let root = nix::unistd::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: needs root for network namespaces");
-    }
+    assert!(
+        root,
+        "needs root for network namespaces: run `make unit`, or sudo -E cargo test -p spillway-dataplane"
+    );
     root
 }
 
