@@ -50,25 +50,19 @@ impl Federation {
             .map(|text| text.trim().to_owned())
     }
 
-    /// `helm uninstall`.
-    pub async fn helm_uninstall(&self, member: &str) -> Result<()> {
-        self.cluster(member)?
-            .helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"])
-            .await
-            .map(drop)
-    }
-
     /// `kubectl apply -k` of an overlay that takes the arena's images.
     pub async fn kustomize_apply(&self, member: &str) -> Result<()> {
         // kustomize takes bases by relative paths only.
+        let target = deploy("../target/e2e");
+        std::fs::create_dir_all(&target)?;
         let dir = tempfile::Builder::new()
-            .prefix(".overlay-")
-            .tempdir_in(deploy("kustomize"))
+            .prefix("overlay-")
+            .tempdir_in(target)
             .context("a folder for the overlay")?;
         let overlay = "
 apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
-resources: [../member]
+resources: [../../../deploy/kustomize/member]
 images:
 - {name: docker.io/spillway/member-agent, newTag: dev}
 - {name: docker.io/spillway/node-agent, newTag: dev}

@@ -35,6 +35,8 @@ pub(crate) async fn installed_by_helm_and_by_kustomize(fed: &Federation) -> Resu
     fed.leave("b").await?;
     pod.leaves_from(OUTSIDE, Egress::Node).await?;
     no_trace(fed, "helm").await?;
+    let releases = fed.helm_releases("b").await?;
+    ensure!(releases.is_empty(), "helm still lists {releases}");
 
     fed.kustomize_apply("b").await?;
     joins_and_steers(fed, &story).await?;
