@@ -35,27 +35,46 @@ impl fmt::Display for Change {
 
 /// Operations in the order in which they are done.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Changes(Vec<Change>);
+pub struct Changes {
+    list: Vec<Change>,
+    /// Some of them repair what others had changed.
+    repaired: bool,
+}
 
 impl Changes {
     /// Whether the kernel already holds what is wanted.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 
     /// How many operations.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.list.len()
     }
 
     /// The operations.
     pub fn iter(&self) -> std::slice::Iter<'_, Change> {
-        self.0.iter()
+        self.list.iter()
+    }
+
+    /// Whether something else was found in the kernel than what had been applied, so that packets may have gone
+    /// another way meanwhile.
+    pub fn repaired(&self) -> bool {
+        self.repaired
+    }
+
+    /// Says so.
+    #[must_use]
+    pub(crate) fn into_repair(self) -> Self {
+        Self {
+            repaired: true,
+            ..self
+        }
     }
 
     /// Adds an operation.
     pub fn push(&mut self, operation: Operation, object: impl Into<String>) {
-        self.0.push(Change {
+        self.list.push(Change {
             operation,
             object: object.into(),
         });
@@ -63,7 +82,8 @@ impl Changes {
 
     /// Appends all of `other`.
     pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
+        self.list.extend(other.list);
+        self.repaired |= other.repaired;
     }
 }
 
@@ -78,7 +98,7 @@ impl<'a> IntoIterator for &'a Changes {
 
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, change) in self.0.iter().enumerate() {
+        for (index, change) in self.list.iter().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }

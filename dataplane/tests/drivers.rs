@@ -392,3 +392,45 @@ async fn a_failover_is_one_change_a_family() {
     );
     assert!(kernel.apply(&desired).await.expect("again").is_empty());
 }
+
+/// Only flows from the sources that are asked for are looked at.
+#[tokio::test]
+async fn few_sources_flows_are_cut_alone() {
+    use spillway_core::node::flows::{Flows, Verdict};
+    use spillway_core::node::interval::{Family, Interval};
+
+    if !privileged() {
+        return;
+    }
+    let node = Namespace::new("flows");
+    node.run("nft add table inet t");
+    node.run("nft add chain inet t c '{ type filter hook output priority 0; }'");
+    node.run("nft add rule inet t c ct state new counter");
+    for source in ["127.0.0.2", "127.0.0.3", "127.0.0.4", "::1"] {
+        node.inside(|| {
+            let socket = std::net::UdpSocket::bind((ip(source), 0)).expect("socket");
+            let to = if source.contains(':') { "::1" } else { "127.0.0.1" };
+            socket.send_to(b"x", (ip(to), 9)).expect("sent");
+        });
+    }
+    let kernel = node.kernel();
+    let everything = Family::BOTH.map(|f| (Interval::from(f.everything()), Verdict::Block));
+    let flows = |only: Option<&[&str]>| Flows {
+        pods: ["127.0.0.2", "127.0.0.3", "::1"]
+            .map(|s| (ip(s), "a".to_owned()))
+            .into(),
+        classes: [("a".to_owned(), everything.to_vec())].into(),
+        only: only.map(|o| o.iter().map(|s| ip(s)).collect()),
+        ..Flows::default()
+    };
+    for (only, count) in [
+        (Some([].as_slice()), 0),
+        (Some(&["127.0.0.4"]), 0),
+        (Some(&["127.0.0.2"]), 1),
+        (Some(&["127.0.0.2", "::1"]), 1),
+        (None, 1),
+        (None, 0),
+    ] {
+        assert_eq!(kernel.cut(&flows(only)).await.expect("cut"), count, "{only:?}");
+    }
+}

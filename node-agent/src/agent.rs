@@ -316,23 +316,31 @@ impl<K: Kernel> Agent<K> {
         let previous = self.applied.take();
         let same = previous.as_ref().is_some_and(|a| a.desired == desired);
         let done = previous.as_ref().is_some_and(|a| a.done);
+        if let Some(previous) = &previous {
+            self.uncut.extend(&previous.desired.flows.ours);
+        }
         let reused = self.depart(previous.as_ref(), &desired, bystanders);
         if same && done && !reused && !force.apply {
             self.applied = previous;
             return Ok(());
         }
         let cut_due = !done || reused || previous.as_ref().is_none_or(|a| a.desired.flows != desired.flows);
-        if let Some(previous) = previous {
-            self.uncut.extend(previous.desired.flows.ours);
-        }
+        // What all flows agreed with: only those that are judged otherwise now need a look.
+        let agreed = previous
+            .filter(|_| done && !reused && !force.apply)
+            .map(|p| p.desired.flows);
         let started = Instant::now();
         let applied = self.kernel.apply(&desired).await;
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let mut kept = Applied { desired, done: false };
         let result = match applied {
             Ok(changes) => {
-                let cut = if cut_due || !changes.is_empty() {
-                    self.cut(&kept.desired.flows).await
+                let cut = if cut_due {
+                    let agreed = agreed.as_ref().filter(|_| !changes.repaired());
+                    self.cut(&kept.desired.flows, agreed).await
+                } else if !changes.is_empty() {
+                    // Flows may have begun while something was missing.
+                    self.cut(&kept.desired.flows, None).await
                 } else {
                     Ok(0)
                 };
@@ -342,7 +350,7 @@ impl<K: Kernel> Agent<K> {
             Err(error) => {
                 // The table stands, so flows that began before it would be dropped until they end.
                 if matches!(error, spillway_dataplane::Error::Incomplete { .. })
-                    && let Err(error) = self.cut(&kept.desired.flows).await
+                    && let Err(error) = self.cut(&kept.desired.flows, None).await
                 {
                     tracing::warn!(node = self.held.node, %error, "flows can't be cut");
                 }
@@ -374,7 +382,7 @@ impl<K: Kernel> Agent<K> {
         before != self.departed.len()
     }
 
-    async fn cut(&mut self, flows: &Flows) -> spillway_dataplane::Result<usize> {
+    async fn cut(&mut self, flows: &Flows, agreed: Option<&Flows>) -> spillway_dataplane::Result<usize> {
         let before = Flows {
             ours: self.uncut.clone(),
             ..Flows::default()
@@ -382,6 +390,10 @@ impl<K: Kernel> Agent<K> {
         let flows = Flows {
             departed: self.departed.clone(),
             ..flows.after(&before)
+        };
+        let flows = match agreed {
+            Some(agreed) => flows.narrowed(agreed),
+            None => flows,
         };
         let count = self.kernel.cut(&flows).await?;
         self.uncut.clear();

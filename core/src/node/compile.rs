@@ -256,5 +256,6 @@ fn flows(
         overlay,
         abandoned: BTreeSet::new(),
         departed: BTreeSet::new(),
+        only: None,
     }
 }

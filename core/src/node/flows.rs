@@ -59,6 +59,9 @@ pub struct Flows {
     /// still have to send must meet the guards under the identity it began with; without its entry it would leave
     /// like anybody's. Filled by the caller.
     pub departed: BTreeSet<IpAddr>,
+    /// Where only flows from these sources can disagree, since all others were judged alike before; see
+    /// [`Flows::narrowed`].
+    pub only: Option<BTreeSet<IpAddr>>,
 }
 
 /// The identity in a connection mark that is ours.
@@ -96,6 +99,35 @@ impl Flows {
             abandoned: previous.ours.difference(&self.ours).copied().collect(),
             ..self.clone()
         }
+    }
+
+    /// The same, to be held only against flows from sources that `previous`, which all flows agreed with, judged
+    /// otherwise, where these can be told.
+    #[must_use]
+    pub fn narrowed(self, previous: &Self) -> Self {
+        let same_leaves = |(id, leaves)| previous.leaves_with.get(id).is_none_or(|l| l == leaves);
+        let comparable = self.abandoned.is_empty()
+            && self.local == previous.local
+            && self.granted == previous.granted
+            && self.ours == previous.ours
+            && self.overlay == previous.overlay
+            && self.leaves_with.iter().all(same_leaves);
+        let only = comparable.then(|| {
+            // Classes are many pods' and compared once.
+            let differ: BTreeSet<&String> = self
+                .classes
+                .iter()
+                .filter(|(name, class)| previous.classes.get(*name) != Some(*class))
+                .map(|(name, _)| name)
+                .collect();
+            let other = |(address, class): &(&IpAddr, &String)| {
+                previous.pods.get(*address) != Some(*class) || differ.contains(*class)
+            };
+            let gone = previous.pods.keys().filter(|a| !self.pods.contains_key(*a));
+            let changed = self.pods.iter().filter(other).map(|(address, _)| address);
+            gone.chain(changed).copied().collect()
+        });
+        Self { only, ..self }
     }
 
     /// True where the entry must go.

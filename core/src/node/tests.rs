@@ -1,5 +1,6 @@
 //! The compiler's result for whole nodes.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
@@ -640,6 +641,29 @@ fn grants_that_lie_within_each_other_are_one() {
         Some(2)
     );
     nft_accepts(&state);
+}
+
+#[test]
+fn only_sources_that_are_judged_otherwise_are_looked_at_again() {
+    let before = compile(&fixtures::source()).flows;
+    let only = |inputs: &NodeInputs| compile(inputs).flows.narrowed(&before).only;
+    assert_eq!(only(&fixtures::source()), Some(BTreeSet::new()));
+    let mut inputs = fixtures::source();
+    inputs
+        .pods
+        .push(fixtures::pod("billing-2", "billing", &["10.244.0.8"]));
+    inputs.pods[1].finished = true;
+    let both = ["10.244.0.6", "10.244.0.8"].map(ip);
+    assert_eq!(only(&inputs), Some(both.into()));
+    let mut inputs = fixtures::source();
+    plan(&mut inputs).policies[0].to.cidrs.pop();
+    assert_eq!(only(&inputs).map(|o| o.len()), Some(3), "all pods of the policy");
+    let mut inputs = fixtures::source();
+    inputs.network.sources[0].cidrs.push("10.9.0.0/16".into());
+    assert_eq!(only(&inputs), None, "anybody's");
+    let mut inputs = fixtures::source();
+    inputs.nodes.insert("a-1".into(), fixtures::node_of(9));
+    assert_eq!(only(&inputs), None, "another overlay address");
 }
 
 #[test]

@@ -222,6 +222,7 @@ impl Actor {
     }
 
     async fn apply(&mut self, desired: DesiredState) -> Result<Changes> {
+        let mut repairs = false;
         // Not kept while something is written: whoever gives up in between leaves nothing that can be relied on.
         if let Some(held) = self.applied.take()
             && held.sound
@@ -238,10 +239,14 @@ impl Actor {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the difference alone can't be written; comparing everything");
+                    repairs = true;
                 }
             }
         }
-        let result = self.worker.apply(&desired).await;
+        let mut result = self.worker.apply(&desired).await;
+        if repairs {
+            result = result.map(Changes::into_repair);
+        }
         let left = match &result {
             Ok(_) => Changes::default(),
             Err(_) => self.worker.plan(&desired).await.unwrap_or_default(),

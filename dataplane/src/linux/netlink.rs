@@ -24,6 +24,12 @@ const LIMIT: u64 = 20;
 /// How often an interrupted dump is read again.
 const ATTEMPTS: usize = 8;
 
+/// Bytes of `nlmsghdr`.
+const HEADER: usize = 16;
+
+/// `NLMSG_MIN_TYPE`: kinds below are netlink's own.
+const FIRST_KIND: u16 = 16;
+
 /// A socket of one netlink protocol.
 pub(super) struct Requests<T> {
     socket: Socket,
@@ -64,7 +70,11 @@ where
         packet.finalize();
         let mut bytes = vec![0; packet.buffer_len()];
         packet.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map_err(|source| Error::Netlink {
+        self.write(what, &bytes)
+    }
+
+    fn write(&self, what: &str, bytes: &[u8]) -> Result<()> {
+        self.socket.send(bytes, 0).map_err(|source| Error::Netlink {
             what: what.into(),
             source,
         })?;
@@ -74,14 +84,14 @@ where
     /// Sends a request that is answered by success or an error.
     pub(super) fn ack(&mut self, what: &str, flags: u16, message: T) -> Result<()> {
         self.send(what, flags | NLM_F_ACK, message)?;
-        self.receive(what).map(|_| ())
+        self.receive(what, |_| true).map(|_| ())
     }
 
     /// Reads a whole table.
     pub(super) fn dump(&mut self, what: &str, message: &T) -> Result<Vec<T>> {
         for _ in 0..ATTEMPTS {
             self.send(what, NLM_F_DUMP, message.clone())?;
-            let (messages, interrupted) = self.receive(what)?;
+            let (messages, interrupted) = self.receive(what, |_| true)?;
             if !interrupted {
                 return Ok(messages);
             }
@@ -89,8 +99,35 @@ where
         Err(Error::Unstable(what.into()))
     }
 
-    /// Everything up to the end of the answer, and whether the dump was interrupted.
-    fn receive(&self, what: &str) -> Result<(Vec<T>, bool)> {
+    /// Reads those parts of a table for whose bytes `wanted` is true. The request too is given as bytes: the typed
+    /// messages have no filters. Headers are left out of both.
+    pub(super) fn dump_where(
+        &mut self,
+        what: &str,
+        kind: u16,
+        request: &[u8],
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<T>> {
+        for _ in 0..ATTEMPTS {
+            self.sequence = self.sequence.wrapping_add(1);
+            let length = u32::try_from(HEADER + request.len()).unwrap_or(u32::MAX);
+            let mut bytes = length.to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+            bytes.extend(self.sequence.to_ne_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(request);
+            self.write(what, &bytes)?;
+            let (messages, interrupted) = self.receive(what, &wanted)?;
+            if !interrupted {
+                return Ok(messages);
+            }
+        }
+        Err(Error::Unstable(what.into()))
+    }
+
+    /// Everything that is wanted up to the end of the answer, and whether the dump was interrupted.
+    fn receive(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Result<(Vec<T>, bool)> {
         let mut out = Vec::new();
         let mut interrupted = false;
         loop {
@@ -105,13 +142,18 @@ where
                 }
             })?;
             let mut rest = &datagram[..];
-            while rest.len() >= 16 {
+            while rest.len() >= HEADER {
                 let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
-                if length < 16 || length > rest.len() {
+                if length < HEADER || length > rest.len() {
                     break;
                 }
                 let one = &rest[..length];
                 rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+                let [kind, flags] = [4, 6].map(|at| u16::from_ne_bytes([one[at], one[at + 1]]));
+                if kind >= FIRST_KIND && !wanted(&one[HEADER..]) {
+                    interrupted |= flags & NLM_F_DUMP_INTR != 0;
+                    continue;
+                }
                 let message = match NetlinkMessage::<T>::deserialize(one) {
                     Ok(message) => message,
                     Err(error) => {

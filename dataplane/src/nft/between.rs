@@ -53,24 +53,24 @@ pub fn between(held: &Ruleset, desired: &Ruleset) -> Difference {
     difference
 }
 
-/// Entries of `these` that `those` hasn't or has otherwise.
+/// Entries of `these` that `others` hasn't or has otherwise.
 fn differing<'a, K: Ord, T: PartialEq>(
     these: &'a BTreeMap<K, T>,
-    those: &'a BTreeMap<K, T>,
+    others: &'a BTreeMap<K, T>,
 ) -> impl Iterator<Item = (&'a K, &'a T)> {
-    these.iter().filter(|(key, one)| those.get(*key) != Some(*one))
+    these.iter().filter(|(key, one)| others.get(*key) != Some(*one))
 }
 
 type Elements = BTreeMap<Vec<Atom>, Option<Atom>>;
 
-/// What of `these` isn't in `those`; all of it where there are none.
+/// What of `these` isn't in `others`; all of it where there are none.
 fn apart<'a>(
     these: &'a Elements,
-    those: Option<&'a Elements>,
+    others: Option<&'a Elements>,
 ) -> impl Iterator<Item = (&'a Vec<Atom>, &'a Option<Atom>)> {
     these
         .iter()
-        .filter(move |(key, value)| those.is_none_or(|those| those.get(*key) != Some(*value)))
+        .filter(move |(key, value)| others.is_none_or(|others| others.get(*key) != Some(*value)))
 }
 
 fn observed_set(set: &Set, without: Option<&Elements>) -> ObservedSet {

@@ -342,3 +342,21 @@ async fn older_inputs_are_not_kept_where_newer_ones_cannot_be_stored() {
     bench.agent.round(None, PERIODIC).await;
     assert_eq!(bench.kernel.held(), held, "the newer pod is still there");
 }
+
+#[tokio::test]
+async fn one_pods_change_is_held_against_its_own_flows_only() {
+    let mut bench = Bench::new();
+    bench.agent.round(Some(&seen()), PERIODIC).await;
+    let only = |bench: &Bench| bench.kernel.cuts().pop().expect("a cut").only;
+    assert_eq!(only(&bench), None, "nobody knows what there was before");
+    let mut later = seen();
+    later
+        .pods
+        .push(fixtures::pod("billing-2", "billing", &["10.244.0.8"]));
+    bench.agent.round(Some(&later), EVENT).await;
+    let address: IpAddr = "10.244.0.8".parse().expect("address");
+    assert_eq!(only(&bench), Some([address].into()));
+    bench.kernel.lose_everything();
+    bench.agent.round(Some(&seen()), PERIODIC).await;
+    assert_eq!(only(&bench), None, "flows may have begun meanwhile");
+}
