@@ -85,13 +85,27 @@ pub(crate) fn next(seen: &Seen, held: &NodeInputs) -> Next {
     };
     let inputs = NodeInputs {
         plan: Some(plan),
-        nodes: seen.nodes.clone(),
+        nodes: nodes(seen, held),
         network,
         namespaces: seen.namespaces.clone(),
         pods: pods(seen, held),
         ..held.clone()
     };
     Next::Apply(Box::new(inputs), waiting)
+}
+
+/// The cluster's nodes. This one stays as it was when its object vanishes: its member agent makes it again, and
+/// until then the tunnel and all that goes through it would be gone.
+fn nodes(seen: &Seen, held: &NodeInputs) -> BTreeMap<String, EgressNodeSpec> {
+    let mut nodes = seen.nodes.clone();
+    if let Some(own) = held
+        .nodes
+        .get(&held.node)
+        .filter(|_| !nodes.contains_key(&held.node))
+    {
+        nodes.insert(held.node.clone(), own.clone());
+    }
+    nodes
 }
 
 /// The pods there are, and those that may still run though the API server has forgotten them, until others have
@@ -272,6 +286,17 @@ pub(crate) mod tests {
             ..seen()
         };
         assert_eq!(next(&unknown, &fresh()), Next::Nothing(Waiting::NoNetwork));
+    }
+
+    #[test]
+    fn this_node_stays_when_its_object_vanishes_and_others_go() {
+        let mut more = seen();
+        more.nodes.insert("a-2".into(), fixtures::node_of(9));
+        let (held, _) = applied(next(&more, &fresh()));
+        let mut later = seen();
+        later.nodes.clear();
+        let (inputs, _) = applied(next(&later, &held));
+        assert_eq!(inputs.nodes, seen().nodes);
     }
 
     #[test]

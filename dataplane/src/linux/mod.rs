@@ -28,7 +28,7 @@ use self::worker::Worker;
 use crate::{Capabilities, Changes, Drift, Error, Facts, Kernel, Result};
 
 /// How long after a hint the kernel is compared: others make several changes in a row.
-const SETTLE: Duration = Duration::from_millis(50);
+const SETTLE: Duration = Duration::from_millis(20);
 
 /// After a comparison there is none for this many times its duration: somebody who writes without end must not
 /// keep the node busy with comparing.
