@@ -2,6 +2,7 @@
 //! sees the egress IP.
 
 mod admission;
+mod agents;
 mod conditions;
 mod egress;
 mod hub;
@@ -44,6 +45,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
         scenario!("federation", unavailable::the_only_gateway_node_is_cordoned),
         scenario!("federation", unavailable::the_only_gateway_node_is_switched_off),
+        scenario!(
+            "federation",
+            agents::a_policy_that_blocks_everything_spares_the_agents
+        ),
         scenario!("federation", rest::nothing_is_written_at_rest),
         scenario!("federation", hub::pods_come_and_go_while_the_hub_is_down),
         scenario!(
