@@ -41,27 +41,12 @@ impl Federation {
     }
 
     async fn snapshot(&self) -> Result<Snapshot> {
-        let mut all = BTreeMap::new();
-        for (name, cluster) in &self.clusters {
-            let kinds = if name == "hub" { HUB_KINDS } else { MEMBER_KINDS };
-            for args in [
-                vec!["get", "-A", kinds, "-o", VERSIONS],
-                vec!["get", "-n", "spillway-system", OWN_KINDS, "-o", VERSIONS],
-            ] {
-                let text = cluster.kubectl(&args).await?;
-                all.extend(
-                    text.lines()
-                        .filter_map(|line| line.split_once('='))
-                        .map(|(object, version)| (format!("{name}: {object}"), version.to_owned())),
-                );
-            }
-            all.extend(
-                writes(cluster)
-                    .await?
-                    .into_iter()
-                    .map(|(request, count)| (format!("{name}: {request}"), count)),
-            );
-        }
+        let clusters = self.clusters.iter().map(|(name, cluster)| of_one(name, cluster));
+        let all: BTreeMap<String, String> = futures::future::try_join_all(clusters)
+            .await?
+            .into_iter()
+            .flatten()
+            .collect();
         ensure!(
             ["hub: Member /a", "a: EgressNode /a-n1", "b: EgressPlan /current"]
                 .iter()
@@ -130,6 +115,23 @@ fn is_a_write(event: &str) -> bool {
         || event.starts_with("# new generation")
         || ((neighbour || link) && !event.contains("spillway0"));
     !noise
+}
+
+/// One cluster's part of a snapshot.
+async fn of_one(name: &str, cluster: &Cluster) -> Result<BTreeMap<String, String>> {
+    let kinds = if name == "hub" { HUB_KINDS } else { MEMBER_KINDS };
+    let planned = ["get", "-A", kinds, "-o", VERSIONS];
+    let own = ["get", "-n", "spillway-system", OWN_KINDS, "-o", VERSIONS];
+    let (planned, own, writes) =
+        futures::try_join!(cluster.kubectl(&planned), cluster.kubectl(&own), writes(cluster))?;
+    let objects = planned.lines().chain(own.lines());
+    let versions = objects
+        .filter_map(|line| line.split_once('='))
+        .map(|(object, version)| (object.to_owned(), version.to_owned()));
+    Ok(versions
+        .chain(writes)
+        .map(|(what, value)| (format!("{name}: {what}"), value))
+        .collect())
 }
 
 /// How often the API server was asked to write objects of our groups, by group, resource and verb.
