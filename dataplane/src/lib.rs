@@ -12,9 +12,10 @@
 //! State lives in the kernel: an apply observes, compares and writes the difference, so that a second apply
 //! writes nothing, an agent's restart disturbs nothing, and what somebody else changed is repaired. Only from one
 //! state to the next, while nobody else was seen to touch what is ours, the difference between the two is written
-//! at once and the kernel observed afterwards: one pod's change is then one run of `nft`. A write that doesn't
-//! fit, an error, drift and a repeated apply all lead back to observing first. What is ours is told by its own marks: one nftables table, one device, route and rule
-//! protocol number [`PROTOCOL`]; nothing else is ever removed.
+//! at once and the kernel observed afterwards: one pod's change is then one message to the kernel, one policy's
+//! one run of `nft`. A write that doesn't fit, an error, drift and a repeated apply all lead back to observing
+//! first. What is ours is told by its own marks: one nftables table, one device, route and rule protocol number
+//! [`PROTOCOL`]; nothing else is ever removed.
 //!
 //! # The order of one apply
 //! 1. **The nftables table**, in one transaction. Its guards drop what carries a routing mark but would leave

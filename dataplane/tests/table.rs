@@ -9,6 +9,7 @@ use std::time::Duration;
 use spillway_core::node::nft::{Atom, Chain, Hook, Ruleset, Set};
 use spillway_core::node::state::DesiredState;
 use spillway_dataplane::Kernel;
+use spillway_dataplane::nft::batch;
 use support::fixture::{self, chain, ip, set};
 use support::{Namespace, privileged};
 
@@ -326,4 +327,64 @@ async fn thousands_of_elements_are_compared_in_time() {
         same < Duration::from_secs(2) && one < Duration::from_secs(4),
         "{same:?}, {one:?}"
     );
+}
+
+/// Elements of plain sets are written without nft, and nft reads what was meant.
+#[tokio::test]
+async fn plain_elements_are_written_as_nft_would_write_them() {
+    if !privileged() {
+        return;
+    }
+    let node = Namespace::new("elements");
+    let kernel = node.kernel();
+    let mut before = fixture::ruleset();
+    before
+        .sets
+        .insert("pods6".into(), set("ipv6_addr", Some("verdict"), false, []));
+    before.sets.insert("away".into(), set("mark", None, false, []));
+    before.chains.insert("class_2".into(), chain(None, &["counter"]));
+    let mut after = before.clone();
+    let mut put = |set: &str, key: Atom, value: Option<Atom>| {
+        after
+            .sets
+            .get_mut(set)
+            .expect("set")
+            .elements
+            .insert(vec![key], value);
+    };
+    put(
+        "pods4",
+        Atom::Ip(ip("10.1.0.9")),
+        Some(Atom::Jump("class_2".into())),
+    );
+    put(
+        "pods4",
+        Atom::Ip(ip("10.1.0.5")),
+        Some(Atom::Goto("class_2".into())),
+    );
+    put(
+        "pods6",
+        Atom::Ip(ip("fd00::9")),
+        Some(Atom::Jump("class_1".into())),
+    );
+    put("away", Atom::Number(0x5300_0102), None);
+    put("snat4", Atom::Number(7), Some(Atom::Ip(ip("203.0.113.99"))));
+    assert!(batch(&before, &after, 1).is_some(), "it takes no nft");
+    let state = |ruleset: &Ruleset| DesiredState {
+        ruleset: Some(ruleset.clone()),
+        ..DesiredState::default()
+    };
+    kernel.apply(&state(&before)).await.expect("apply");
+    for (from, to) in [(&before, &after), (&after, &before)] {
+        let done = kernel.apply(&state(to)).await.expect("apply");
+        assert!(!done.repaired() && done.len() >= 5, "{done}");
+        let left = node.kernel().plan(&state(to)).await.expect("plan");
+        assert!(left.is_empty(), "nft reads:\n{left}");
+        assert!(batch(from, from, 1).is_none(), "nothing to be done is no batch");
+    }
+    // What isn't there as it was is found out.
+    node.run("nft delete element inet spillway pods4 { 10.1.0.5 }");
+    let done = kernel.apply(&state(&after)).await.expect("apply");
+    let left = node.kernel().plan(&state(&after)).await.expect("plan");
+    assert!(left.is_empty() && done.repaired(), "{done}\nleft:\n{left}");
 }

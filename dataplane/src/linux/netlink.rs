@@ -73,6 +73,21 @@ where
         self.write(what, &bytes)
     }
 
+    /// Sends several messages that `build` makes, all with the sequence number it is given; one of them asks for
+    /// the answer.
+    pub(super) fn batch(
+        &mut self,
+        what: &str,
+        build: impl FnOnce(u32) -> Option<Vec<u8>>,
+    ) -> Option<Result<()>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let bytes = build(self.sequence)?;
+        Some(
+            self.write(what, &bytes)
+                .and_then(|()| self.receive(what, |_| true).map(|_| ())),
+        )
+    }
+
     fn write(&self, what: &str, bytes: &[u8]) -> Result<()> {
         self.socket.send(bytes, 0).map_err(|source| Error::Netlink {
             what: what.into(),

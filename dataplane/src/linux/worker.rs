@@ -184,7 +184,14 @@ impl Worker {
                 "a table that comes or goes is no update".into(),
             ));
         };
-        let mut done = self.nft.update(table, wanted).await?;
+        let quick = self.netfilter.batch("change elements", |sequence| {
+            crate::nft::batch(table, wanted, sequence)
+        });
+        let mut done = match quick {
+            Some(Ok(())) => crate::nft::between(table, wanted).changes,
+            Some(Err(error)) => return Err(error),
+            None => self.nft.update(table, wanted).await?,
+        };
         if !same_objects(held, desired) {
             let mut failures = Vec::new();
             self.apply_objects(desired, &mut done, &mut failures);

@@ -7,12 +7,14 @@
 
 mod between;
 mod diff;
+mod elements;
 mod observe;
 mod render;
 mod run;
 
 pub use between::between;
 pub use diff::{Difference, difference};
+pub use elements::batch;
 pub use observe::{Observed, ObservedChain, ObservedSet, parse};
 pub use render::{stamp, whole};
 pub use run::Nft;

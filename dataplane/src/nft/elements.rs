@@ -1,0 +1,155 @@
+//! Changes of plain sets' elements as one nfnetlink batch, for which no `nft` has to be run.
+//!
+//! A pod that comes or goes is one element of one map, and the most frequent change there is. Interval sets,
+//! chains and everything else are left to `nft`, which knows their encodings for every kernel.
+//! Constants are those of `linux/netfilter/nfnetlink.h` and `nf_tables.h`.
+
+use std::net::IpAddr;
+
+use spillway_core::node::nft::{Atom, Ruleset, Set};
+
+/// More than this goes to nft: a batch must fit the socket's buffer.
+const MOST: usize = 256;
+
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+/// `NFNL_SUBSYS_NFTABLES`.
+const NFTABLES: u8 = 10;
+const NEW_ELEMENT: u8 = 12;
+const DELETE_ELEMENT: u8 = 14;
+/// `NFPROTO_INET`.
+const INET: u8 = 1;
+
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const CREATE: u16 = 0x400;
+const NESTED: u16 = 0x8000;
+
+const LIST_TABLE: u16 = 1;
+const LIST_SET: u16 = 2;
+const LIST_ELEMENTS: u16 = 3;
+const LIST_ELEMENT: u16 = 1;
+const ELEMENT_KEY: u16 = 1;
+const ELEMENT_DATA: u16 = 2;
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+
+type Element = (Vec<Atom>, Option<Atom>);
+
+/// A batch that leads from `held` to `desired` where nothing differs but elements of plain sets, few of them;
+/// `None` elsewhere. All messages carry `sequence`; the last change asks for the answer.
+pub fn batch(held: &Ruleset, desired: &Ruleset, sequence: u32) -> Option<Vec<u8>> {
+    if held.chains != desired.chains || held.sets.len() != desired.sets.len() {
+        return None;
+    }
+    let mut removals = Vec::new();
+    let mut additions = Vec::new();
+    for (name, wanted) in &desired.sets {
+        let old = held.sets.get(name)?;
+        if old == wanted {
+            continue;
+        }
+        if wanted.interval || (&old.key, &old.value, old.interval) != (&wanted.key, &wanted.value, false) {
+            return None;
+        }
+        removals.extend(apart(old, wanted).map(|element| (name, element)));
+        additions.extend(apart(wanted, old).map(|element| (name, element)));
+    }
+    let count = removals.len() + additions.len();
+    if count == 0 || count > MOST {
+        return None;
+    }
+    let mut out = message(BATCH_BEGIN, REQUEST, sequence, [0, 0, 0, NFTABLES], &[]);
+    let steps = removals
+        .into_iter()
+        .map(|step| (DELETE_ELEMENT, 0, step))
+        .chain(additions.into_iter().map(|step| (NEW_ELEMENT, CREATE, step)));
+    for (index, (kind, flags, (set, (key, value)))) in steps.enumerate() {
+        let mut element = attribute(ELEMENT_KEY | NESTED, &data(&key_of(&key)?));
+        if let Some(value) = value.filter(|_| kind == NEW_ELEMENT) {
+            element.extend(attribute(ELEMENT_DATA | NESTED, &value_of(&value)?));
+        }
+        let list = attribute(LIST_ELEMENT | NESTED, &element);
+        let body = [
+            attribute(LIST_TABLE, &text(&desired.table)),
+            attribute(LIST_SET, &text(set)),
+            attribute(LIST_ELEMENTS | NESTED, &list),
+        ]
+        .concat();
+        let answer = if index + 1 == count { ACK } else { 0 };
+        let kind = u16::from_be_bytes([NFTABLES, kind]);
+        out.extend(message(
+            kind,
+            REQUEST | flags | answer,
+            sequence,
+            [INET, 0, 0, 0],
+            &body,
+        ));
+    }
+    out.extend(message(BATCH_END, REQUEST, sequence, [0, 0, 0, NFTABLES], &[]));
+    Some(out)
+}
+
+/// Elements of `one` that `other` hasn't or has otherwise.
+fn apart<'a>(one: &'a Set, other: &'a Set) -> impl Iterator<Item = Element> + 'a {
+    one.elements
+        .iter()
+        .filter(|(key, value)| other.elements.get(*key) != Some(*value))
+        .map(|(key, value)| (key.clone(), value.clone()))
+}
+
+fn key_of(key: &[Atom]) -> Option<Vec<u8>> {
+    match key {
+        [Atom::Ip(IpAddr::V4(ip))] => Some(ip.octets().to_vec()),
+        [Atom::Ip(IpAddr::V6(ip))] => Some(ip.octets().to_vec()),
+        [Atom::Number(number)] => Some(number.to_ne_bytes().to_vec()),
+        _ => None,
+    }
+}
+
+fn value_of(value: &Atom) -> Option<Vec<u8>> {
+    let (code, chain) = match value {
+        Atom::Jump(chain) => (JUMP, chain),
+        Atom::Goto(chain) => (GOTO, chain),
+        other => return key_of(std::slice::from_ref(other)).map(|bytes| data(&bytes)),
+    };
+    let verdict = [
+        attribute(VERDICT_CODE, &code.to_be_bytes()),
+        attribute(VERDICT_CHAIN, &text(chain)),
+    ];
+    Some(attribute(DATA_VERDICT | NESTED, &verdict.concat()))
+}
+
+fn data(bytes: &[u8]) -> Vec<u8> {
+    attribute(DATA_VALUE, bytes)
+}
+
+fn text(words: &str) -> Vec<u8> {
+    [words.as_bytes(), &[0]].concat()
+}
+
+/// One attribute, padded.
+fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len() + 4).unwrap_or(u16::MAX);
+    let mut out = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    out.extend(content);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out
+}
+
+/// One message with `nlmsghdr` and `nfgenmsg`.
+fn message(kind: u16, flags: u16, sequence: u32, family: [u8; 4], body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(20 + body.len()).unwrap_or(u32::MAX);
+    let mut out = length.to_ne_bytes().to_vec();
+    out.extend(kind.to_ne_bytes());
+    out.extend(flags.to_ne_bytes());
+    out.extend(sequence.to_ne_bytes());
+    out.extend([0; 4]);
+    out.extend(family);
+    out.extend(body);
+    out
+}
