@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use spillway_core::node::flows::Flows;
 use spillway_core::node::inputs::{Addresses, NodeInputs, Pod, Settings};
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{Compiled, compile_numbered, problems};
@@ -344,7 +343,7 @@ impl<K: Kernel> Agent<K> {
                 } else {
                     Ok(0)
                 };
-                log(&self.held, &kept.desired, &changes, cut.as_ref().ok(), micros);
+                log::applied(&self.held, &kept.desired, &changes, cut.as_ref().ok(), micros);
                 cut.map(|_| ()).map_err(|error| error.to_string())
             }
             Err(error) => {
@@ -360,44 +359,6 @@ impl<K: Kernel> Agent<K> {
         kept.done = result.is_ok();
         self.applied = Some(kept);
         result
-    }
-
-    /// Notes whose pods have ended. Answers whether an address of one of them is now a pod's that no policy selects.
-    fn depart(
-        &mut self,
-        previous: Option<&Applied>,
-        desired: &DesiredState,
-        bystanders: &BTreeSet<IpAddr>,
-    ) -> bool {
-        // Without a table there are no guards to keep anything for.
-        if desired.ruleset.is_none() {
-            self.departed.clear();
-            return false;
-        }
-        self.departed
-            .extend(previous.iter().flat_map(|a| a.desired.flows.pods.keys()));
-        self.departed.retain(|a| !desired.flows.pods.contains_key(a));
-        let before = self.departed.len();
-        self.departed.retain(|a| !bystanders.contains(a));
-        before != self.departed.len()
-    }
-
-    async fn cut(&mut self, flows: &Flows, agreed: Option<&Flows>) -> spillway_dataplane::Result<usize> {
-        let before = Flows {
-            ours: self.uncut.clone(),
-            ..Flows::default()
-        };
-        let flows = Flows {
-            departed: self.departed.clone(),
-            ..flows.after(&before)
-        };
-        let flows = match agreed {
-            Some(agreed) => flows.narrowed(agreed),
-            None => flows,
-        };
-        let count = self.kernel.cut(&flows).await?;
-        self.uncut.clear();
-        Ok(count)
     }
 
     fn failed(&mut self, reason: &str, message: &str) -> bool {
@@ -426,44 +387,7 @@ impl<K: Kernel> Agent<K> {
     }
 }
 
-fn log(
-    inputs: &NodeInputs,
-    desired: &DesiredState,
-    changes: &spillway_dataplane::Changes,
-    cut: Option<&usize>,
-    micros: u64,
-) {
-    let plan = inputs
-        .plan
-        .as_ref()
-        .map_or("", |p| p.digest.get(..12).unwrap_or(&p.digest));
-    let (pods, classes) = (desired.flows.pods.len(), desired.flows.classes.len());
-    let (count, cut) = (changes.len(), cut.copied().unwrap_or(0));
-    if count == 0 && cut == 0 {
-        tracing::debug!(
-            node = inputs.node,
-            plan,
-            pods,
-            classes,
-            micros,
-            "the kernel is as it should be"
-        );
-    } else {
-        tracing::info!(
-            node = inputs.node,
-            plan,
-            pods,
-            classes,
-            changed = count,
-            cut,
-            micros,
-            "applied"
-        );
-        for change in changes {
-            tracing::debug!(node = inputs.node, %change, "changed");
-        }
-    }
-}
-
+mod flows;
+mod log;
 #[cfg(test)]
 mod tests;

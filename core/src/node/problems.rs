@@ -66,7 +66,7 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
         let unreadable = policy.to.cidrs.iter().chain(&policy.to.except);
         for cidr in unreadable.filter(|c| c.parse::<IpNet>().is_err()) {
             out.push(format!(
-                "policy {}/{}: {cidr:?} is no CIDR and is left out",
+                "policy {}/{}: {cidr:?} in spec.to is no CIDR and is left out",
                 policy.source.namespace.as_deref().unwrap_or(""),
                 policy.source.name
             ));
