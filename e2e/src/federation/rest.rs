@@ -58,7 +58,8 @@ impl Federation {
     }
 
     /// Listens to a node's kernel for `span`. Its own noise is let pass: neighbours on the uplink and on the
-    /// CNI's bridge come and go. A route and a table of the listener's own show that it hears at all.
+    /// CNI's bridge come and go. The kernel tells nobody of proxy neighbours, so writes of those go unnoticed.
+    /// A route and a table of the listener's own show that it hears at all.
     async fn kernel_is_silent(&self, node: &str, span: Duration) -> Result<()> {
         let seconds = span.as_secs();
         let script = format!(
@@ -193,7 +194,7 @@ mod tests {
         }
         for write in [
             "100.64.0.9 dev spillway0 lladdr 02:00:00:00:00:01 STALE",
-            "203.0.113.10 dev eth0 proxy",
+            "20001:\tfrom all fwmark 0x1000000/0xff000000 lookup 20001",
             "add element inet spillway pods4 { 10.244.0.7 : 0x1 }",
             "default via 100.64.0.9 dev spillway0 table 20001 proto 87",
             "5: spillway0: <BROADCAST,UP> mtu 1450",
