@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use spillway_core::node::state::LinkFacts;
+use spillway_core::node::state::{self, LinkFacts};
 
 /// A network interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -62,36 +62,33 @@ pub struct Facts {
     pub capabilities: Capabilities,
 }
 
-impl From<&Facts> for spillway_core::node::state::Facts {
+impl Facts {
     /// What the compiler wants to know. Interfaces without an address, such as most pods', are left out: they
-    /// come and go without meaning anything to it.
-    fn from(facts: &Facts) -> Self {
+    /// come and go without meaning anything to it. So is one that has `tunnel` for its name, ours or not.
+    pub fn for_compiler(&self, tunnel: &str) -> state::Facts {
         let link = |device: &Device| LinkFacts {
             mtu: device.mtu,
             addresses: device
                 .addresses
                 .iter()
-                .filter(|net| !matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local()))
                 .copied()
+                .filter(|a| routable(a.addr()))
                 .collect(),
         };
-        let is_default =
-            |name: &String| [&facts.default_v4, &facts.default_v6].contains(&&Some(name.clone()));
-        Self {
-            links: facts
+        state::Facts {
+            links: self
                 .devices
                 .iter()
+                .filter(|(name, _)| *name != tunnel)
                 .map(|(name, device)| (name.clone(), link(device)))
-                .filter(|(name, link)| !link.addresses.is_empty() || is_default(name))
+                .filter(|(_, link)| !link.addresses.is_empty())
                 .collect(),
-            default_device4: facts.default_v4.clone(),
-            default_device6: facts.default_v6.clone(),
-            without_ipv6: !facts.capabilities.ipv6,
+            default_device4: self.default_v4.clone(),
+            default_device6: self.default_v6.clone(),
+            without_ipv6: !self.capabilities.ipv6,
         }
     }
-}
 
-impl Facts {
     /// The interface on which the outside asks for `address`: where a prefix that holds it is on link, else
     /// where the default route of its family leads.
     pub fn device_towards(&self, address: IpAddr) -> Option<&str> {
@@ -104,4 +101,8 @@ impl Facts {
                 IpAddr::V6(_) => self.default_v6.as_deref(),
             })
     }
+}
+
+fn routable(address: IpAddr) -> bool {
+    !address.is_loopback() && !matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
 }

@@ -223,7 +223,7 @@ impl Node {
             .map(|a| a.parse().expect("address"))
             .collect();
         let facts = kernel.facts(&underlay).await.expect("facts");
-        inputs.facts = (&facts).into();
+        inputs.facts = facts.for_compiler(&inputs.settings.device);
         let node = Self {
             kernel,
             desired: compile(&inputs),
@@ -379,7 +379,8 @@ async fn flows_that_left_another_way_are_cut() {
     let gateway = Node::start(&lab.gateway, fixtures::gateway()).await;
     let kernel = lab.source.kernel();
     let mut inputs = fixtures::source();
-    inputs.facts = (&kernel.facts(&[ip("10.0.0.1")]).await.expect("facts")).into();
+    let facts = kernel.facts(&[ip("10.0.0.1")]).await.expect("facts");
+    inputs.facts = facts.for_compiler(&inputs.settings.device);
     let desired = compile(&inputs);
     kernel.apply(&desired).await.expect("apply");
     assert_eq!(

@@ -294,7 +294,7 @@ impl<K: Kernel> Agent<K> {
             .unwrap_or_default();
         if due || self.measured.as_ref() != Some(&underlay) {
             let facts = self.kernel.facts(&underlay).await?;
-            inputs.facts = kernel::facts(&facts, &inputs.settings.device);
+            inputs.facts = facts.for_compiler(&inputs.settings.device);
             let missing = kernel::missing(&facts);
             if missing != self.missing {
                 tracing::warn!(node = inputs.node, ?missing, "what the kernel lacks");

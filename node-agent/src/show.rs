@@ -9,7 +9,6 @@ use spillway_core::node::{Compiled, compile_numbered, problems};
 use spillway_dataplane::Kernel;
 
 use crate::disk::Disk;
-use crate::kernel;
 
 /// Prints both to standard output.
 pub(crate) async fn show(
@@ -29,7 +28,7 @@ pub(crate) async fn show(
         .map(|n| Addresses::of(&n.underlay).iter().collect())
         .unwrap_or_default();
     let facts = kernel.facts(&underlay).await.context("read the node's network")?;
-    inputs.facts = kernel::facts(&facts, &inputs.settings.device);
+    inputs.facts = facts.for_compiler(&inputs.settings.device);
     let Compiled {
         state: desired,
         gateway_indexes,

@@ -100,7 +100,8 @@ fn device(link: Link) -> Device {
 
 /// What of the facts is worth compiling again for.
 pub(super) fn relevant(facts: &Facts) -> (spillway_core::node::state::Facts, Capabilities) {
-    (facts.into(), facts.capabilities.clone())
+    // Our own device is left out by its alias already.
+    (facts.for_compiler(""), facts.capabilities.clone())
 }
 
 /// Finds out whether a VXLAN device with GBP can be made, by making one unless we already have one.
