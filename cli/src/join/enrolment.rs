@@ -102,6 +102,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::join::tests::join;
 
     fn connection(status: &str, reason: &str, generation: i64) -> HubConnection {
         serde_json::from_value(json!({
@@ -111,27 +112,6 @@ mod tests {
                 "observedGeneration": generation, "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
         }))
         .expect("a connection")
-    }
-
-    fn join() -> Join {
-        use clap::Parser as _;
-        let pin = format!("sha256:{}", "ab".repeat(32));
-        let words = [
-            "spillway",
-            "join",
-            "fra-1",
-            "--endpoint",
-            "hub:1",
-            "--ca-pin",
-            &pin,
-        ];
-        match crate::args::Arguments::try_parse_from(words)
-            .expect("parses")
-            .command
-        {
-            crate::args::Command::Join(join) => join,
-            _ => panic!("not a join"),
-        }
     }
 
     fn since(generation: i64, before: Option<&HubConnection>) -> Since {

@@ -94,3 +94,30 @@ fn token(join: &Join) -> Result<Token, Failure> {
     text.parse()
         .map_err(|err| Failure::new(Exit::Usage, format!("{err}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::args::Join;
+
+    /// The command line of a join that is complete.
+    pub(super) fn join() -> Join {
+        use clap::Parser as _;
+        let pin = format!("sha256:{}", "ab".repeat(32));
+        let words = [
+            "spillway",
+            "join",
+            "fra-1",
+            "--endpoint",
+            "hub:1",
+            "--ca-pin",
+            &pin,
+        ];
+        match crate::args::Arguments::try_parse_from(words)
+            .expect("parses")
+            .command
+        {
+            crate::args::Command::Join(join) => join,
+            _ => panic!("not a join"),
+        }
+    }
+}

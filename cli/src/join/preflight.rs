@@ -172,6 +172,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::join::tests::join;
     use crate::values::MemberValues;
 
     #[test]
@@ -188,27 +189,6 @@ mod tests {
             assert!(rights.contains(&right.to_owned()), "{right} in {rights:#?}");
         }
         assert_eq!(rights.len(), rights.iter().collect::<BTreeSet<_>>().len());
-    }
-
-    fn join() -> Join {
-        use clap::Parser as _;
-        let pin = format!("sha256:{}", "ab".repeat(32));
-        let words = [
-            "spillway",
-            "join",
-            "fra-1",
-            "--endpoint",
-            "hub:1",
-            "--ca-pin",
-            &pin,
-        ];
-        match crate::args::Arguments::try_parse_from(words)
-            .expect("parses")
-            .command
-        {
-            crate::args::Command::Join(join) => join,
-            _ => panic!("not a join"),
-        }
     }
 
     fn found(member: &str, leaving: bool, enrolled: &str) -> HubConnection {
