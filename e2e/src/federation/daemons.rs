@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use spillway_crds::NAMESPACE;
 
 use super::hub::condition;
 use super::{Federation, PATIENCE};
 use crate::scenario::{Node, eventually};
 
 const NODE_AGENT: &str = "spillway-node-agent";
-const NAMESPACE: &str = "spillway-system";
+const MEMBER_AGENT: &str = "spillway-member-agent";
 
 /// A node agent that is stopped (SIGSTOP) until it is thawed, or until this value is dropped.
 pub struct Frozen {
@@ -39,9 +40,9 @@ impl Federation {
 
     /// Kills a node's agent and waits until its successor is ready.
     pub async fn restart_node_agent(&self, node: &str) -> Result<()> {
-        let before = self.agent_restarts(node, "spillway-node-agent").await?;
+        let before = self.agent_restarts(node, NODE_AGENT).await?;
         self.node(node)?.kill(NODE_AGENT)?;
-        self.restarted(node, "spillway-node-agent", &before).await
+        self.restarted(node, NODE_AGENT, &before).await
     }
 
     /// Kills a member's agent and waits until its successor is ready.
@@ -64,9 +65,9 @@ impl Federation {
             .next()
             .context("the member agent is on no node")?
             .to_owned();
-        let before = self.agent_restarts(&node, "spillway-member-agent").await?;
-        self.node(&node)?.kill("spillway-member-agent")?;
-        self.restarted(&node, "spillway-member-agent", &before).await
+        let before = self.agent_restarts(&node, MEMBER_AGENT).await?;
+        self.node(&node)?.kill(MEMBER_AGENT)?;
+        self.restarted(&node, MEMBER_AGENT, &before).await
     }
 
     /// (pod, restarts, ready) of a daemon on a node.
@@ -116,23 +117,12 @@ impl Federation {
         .await
     }
 
-    /// Waits until the agent on a node is ready.
-    pub(super) async fn agent_ready(&self, node: &str) -> Result<()> {
-        eventually(PATIENCE * 3, &format!("the agent on {node} is ready"), || async {
-            let now = self.agent_restarts(node, "spillway-node-agent").await?;
-            ensure!(now.2, "it isn't");
-            Ok(())
-        })
-        .await
-    }
-
     /// Power off, power on, and everything on the node ready again.
     pub async fn reboot(&self, node: &str) -> Result<()> {
         let machine = self.node(node)?;
-        let before = self.agent_restarts(node, "spillway-node-agent").await?;
+        let before = self.agent_restarts(node, NODE_AGENT).await?;
         machine.power_off().await?;
         machine.power_on().await?;
-        self.restarted(node, "spillway-node-agent", &before).await?;
-        self.agent_ready(node).await
+        self.restarted(node, NODE_AGENT, &before).await
     }
 }

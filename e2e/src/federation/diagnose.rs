@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use spillway_crds::NAMESPACE;
+
 use super::Federation;
 
 impl Federation {
@@ -26,7 +28,7 @@ impl Federation {
                     vec![
                         "logs",
                         "-n",
-                        "spillway-system",
+                        NAMESPACE,
                         "-l",
                         "app.kubernetes.io/part-of=spillway",
                         "--tail=300",

@@ -4,11 +4,11 @@ use anyhow::{Context, Result, ensure};
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use serde_json::Value;
+use spillway_crds::NAMESPACE;
 
 use super::{Federation, HUB_PORT, PATIENCE};
 use crate::scenario::{Cluster, eventually};
 
-const NAMESPACE: &str = "spillway-system";
 const SELECTOR: &str = "app.kubernetes.io/name=spillway-hub";
 
 /// The hub cluster, with what scenarios ask of it.

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use spillway_crds::NAMESPACE;
 
 use super::Federation;
 
 const RELEASE: &str = "spillway-member";
-const NAMESPACE: &str = "spillway-system";
 
 /// `deploy/` of the checkout.
 fn deploy(path: &str) -> PathBuf {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use spillway_crds::NAMESPACE;
 
 use super::{Federation, PATIENCE};
 use crate::scenario::{Cluster, eventually};
@@ -122,7 +123,7 @@ fn is_a_write(event: &str) -> bool {
 async fn of_one(name: &str, cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     let kinds = if name == "hub" { HUB_KINDS } else { MEMBER_KINDS };
     let planned = ["get", "-A", kinds, "-o", VERSIONS];
-    let own = ["get", "-n", "spillway-system", OWN_KINDS, "-o", VERSIONS];
+    let own = ["get", "-n", NAMESPACE, OWN_KINDS, "-o", VERSIONS];
     let (planned, own, writes) =
         futures::try_join!(cluster.kubectl(&planned), cluster.kubectl(&own), writes(cluster))?;
     let objects = planned.lines().chain(own.lines());
