@@ -66,6 +66,10 @@ fn describe(name: &str, node: &Node, egress: Option<&EgressNode>) -> MemberNode 
         overlay: spec.overlay,
         underlay: spec.underlay,
         ready: kubernetes_ready(node) && !cordoned(node) && addressed && agent,
+        draining: cordoned(node),
+        features: status.map(|s| s.features.clone()).unwrap_or_default(),
+        held: status.map(|s| s.held.clone()).unwrap_or_default(),
+        port_use: status.map(|s| s.port_use.clone()).unwrap_or_default(),
         programmed: egress.and_then(programmed).map(|d| d.to_string()),
         message: message.chars().take(MAX_MESSAGE).collect(),
     }

@@ -46,6 +46,9 @@ fn wanted(report: &Report, own: &Own, now: Timestamp) -> EgressNodeStatus {
     // Under this manager the list holds our one condition; others' belong to them.
     conditions.retain(|c| c.type_ == ConditionType::Programmed.as_str());
     EgressNodeStatus {
+        features: Vec::new(),
+        held: Vec::new(),
+        port_use: Vec::new(),
         programmed: report.programmed.clone(),
         backend: Some("nftables".into()),
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),

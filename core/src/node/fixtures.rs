@@ -13,12 +13,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use spillway_crds::LabelSelector;
 use spillway_crds::address::{AddressPair, PrefixPair};
-use spillway_crds::hub::{Destinations, OnUnavailable};
+use spillway_crds::hub::{Destinations, OnUnavailable, Translation};
 use spillway_crds::member::{
-    ClusterNetworkSpec, EgressNodeSpec, NodeRef, PeerNode, PlannedGatewaySpec, PlannedIdentity,
-    PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec, PlannedThrough, PolicyRef, RangeSource, Tunnel,
+    ClusterNetworkSpec, EgressNodeSpec, GatewayNode, GatewayNodeState, NodeRef, PeerNode, PlannedGatewaySpec,
+    PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec, PlannedThrough, PolicyRef,
+    RangeSource, Tunnel,
 };
 
+use super::gateways::Liveness;
 use super::inputs::{NodeInputs, NodePlan, Pod, Settings};
 use super::state::{Facts, LinkFacts};
 
@@ -105,7 +107,14 @@ pub fn gateway_of(
 ) -> PlannedGatewaySpec {
     PlannedGatewaySpec {
         gateway: name.into(),
-        nodes,
+        nodes: nodes
+            .into_iter()
+            .map(|node| GatewayNode {
+                node,
+                state: GatewayNodeState::Ready,
+            })
+            .collect(),
+        translation: Translation::GatewayNode,
         identities: vec![PlannedIdentity {
             id,
             egress_ip: egress,
@@ -115,6 +124,7 @@ pub fn gateway_of(
                 Vec::new()
             },
         }],
+        slices: Vec::new(),
     }
 }
 
@@ -212,6 +222,7 @@ fn inputs(member_name: &str, id: u8, plan: NodePlan) -> NodeInputs {
         facts: facts(id),
         settings: Settings::default(),
         gateway_indexes: BTreeMap::new(),
+        liveness: Liveness::default(),
     }
 }
 

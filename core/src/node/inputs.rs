@@ -10,6 +10,7 @@ use spillway_crds::member::{
     PlannedPolicySpec,
 };
 
+use super::gateways::Liveness;
 use super::interval::Family;
 use super::state::Facts;
 
@@ -34,6 +35,9 @@ pub struct NodeInputs {
     pub settings: Settings,
     /// Gateways' numbers on this node as last assigned, so that they stay; see [`super::index`].
     pub gateway_indexes: BTreeMap<String, u8>,
+    /// What the probes found. Not kept over a restart: probing begins anew.
+    #[serde(skip)]
+    pub liveness: Liveness,
 }
 
 /// The plan's objects, which add up to its digest.

@@ -14,6 +14,7 @@ mod compile;
 pub mod fixtures;
 pub mod flatten;
 pub mod flows;
+pub mod gateways;
 mod held;
 pub mod index;
 pub mod inputs;

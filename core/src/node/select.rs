@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use spillway_crds::hub::OnUnavailable;
-use spillway_crds::member::{NodeRef, PlannedGatewaySpec, PlannedPolicySpec};
+use spillway_crds::member::{GatewayNodeState, NodeRef, PlannedGatewaySpec, PlannedPolicySpec};
 
 use super::flatten::{Claim, flatten};
 use super::flows::Verdict;
@@ -215,5 +215,9 @@ pub(super) fn resolve(
 
 /// The node that carries a gateway's traffic.
 pub(super) fn holder(gateway: &PlannedGatewaySpec) -> Option<&NodeRef> {
-    gateway.nodes.first()
+    gateway
+        .nodes
+        .iter()
+        .find(|n| n.state == GatewayNodeState::Ready)
+        .map(|n| &n.node)
 }

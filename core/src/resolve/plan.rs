@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use spillway_crds::hub::MemberNode;
 use spillway_crds::member::{
-    PeerNode, PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec,
-    PlannedThrough, PolicyRef,
+    GatewayNode, GatewayNodeState, PeerNode, PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec,
+    PlannedPeerSpec, PlannedPolicySpec, PlannedThrough, PolicyRef,
 };
 
 use super::gateway::{Gateway, Gateways, usable_nodes};
@@ -197,8 +197,17 @@ impl<'a> Maker<'a, '_> {
         identities.sort_by_key(|i| i.id);
         PlannedGatewaySpec {
             gateway: gateway.input.name.clone(),
-            nodes: gateway.order.clone(),
+            nodes: gateway
+                .order
+                .iter()
+                .map(|node| GatewayNode {
+                    node: node.clone(),
+                    state: GatewayNodeState::Ready,
+                })
+                .collect(),
+            translation: gateway.input.spec.translation,
             identities,
+            slices: Vec::new(),
         }
     }
 

@@ -37,6 +37,21 @@ pub struct EgressGatewaySpec {
     pub nodes: Vec<GatewayNodes>,
     /// The pool of egress IPs.
     pub addresses: AddressPool,
+    /// Where the source address is rewritten.
+    #[serde(default)]
+    pub translation: Translation,
+}
+
+/// Where packets get their egress IP.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Translation {
+    /// On the pod's own node, to the egress IP and a port of the node's own slice. The gateway forwards and keeps
+    /// no connection state, so that connections outlive its nodes. TCP, UDP, SCTP and ICMP only; what has no ports
+    /// is dropped. Gateway nodes need Linux 5.16 or newer.
+    #[default]
+    SourceNode,
+    /// On the gateway's node, for every protocol. Connections break when that node dies.
+    GatewayNode,
 }
 
 /// Nodes of one member.
@@ -87,13 +102,92 @@ pub struct EgressGatewayStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096))]
     pub identities: Vec<IdentityRecord>,
-    /// `Accepted`, `Programmed`.
+    /// Ports of each egress IP, by the node whose connections leave with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8192))]
+    pub slices: Vec<AddressSlices>,
+    /// Which node answers for each egress IP, as the nodes themselves last said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8192))]
+    pub holders: Vec<AddressHolder>,
+    /// `Accepted`, `Programmed`, `PortsAvailable`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
     )]
     pub conditions: Vec<Condition>,
+}
+
+/// Who has which ports of one egress IP.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressSlices {
+    /// The egress IP.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// One entry a node, sorted by member and node; no port is in two of them.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub slices: Vec<PortSlice>,
+}
+
+/// The ports (and ICMP echo identifiers) of one egress IP that one node's connections leave with.
+///
+/// A range goes through three states, so that a gateway always knows whose a port is before the source uses it, and
+/// until its last connection has ended: `pending` → `ports` → `draining`. Gateways deliver replies to all three.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortSlice {
+    /// Name of the member.
+    #[schemars(length(max = 63))]
+    pub member: String,
+    /// Kubernetes node name.
+    #[schemars(length(max = 253))]
+    pub node: String,
+    /// Ranges for new connections.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub ports: Vec<PortRange>,
+    /// Ranges that not every gateway node may know yet; no connection uses them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub pending: Vec<PortRange>,
+    /// Ranges that only connections use which began there earlier.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub draining: Vec<PortRange>,
+}
+
+/// A range of ports, both ends included.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortRange {
+    /// First port.
+    pub first: u16,
+    /// Last port, at least `first`.
+    pub last: u16,
+}
+
+/// The node that answers for an egress IP.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressHolder {
+    /// The egress IP.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// Name of the member.
+    #[schemars(length(max = 63))]
+    pub member: String,
+    /// Kubernetes node name.
+    #[schemars(length(max = 253))]
+    pub node: String,
+    /// Since when, RFC 3339.
+    #[schemars(length(max = 40))]
+    pub since: String,
+    /// Why it moved there.
+    #[schemars(length(max = 1024))]
+    pub reason: String,
 }
 
 /// A recorded identity.

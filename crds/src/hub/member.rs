@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{AddressPair, PrefixPair};
 use crate::condition::Condition;
+use crate::hub::PortRange;
 
 /// A cluster that joined the federation. Created by the hub when `spillway join` succeeds; its labels
 /// are what policies select members by.
@@ -149,6 +150,21 @@ pub struct MemberNode {
     /// The node is Ready, not cordoned for egress, and its agent runs.
     #[serde(default)]
     pub ready: bool,
+    /// The node is cordoned for egress: a gateway moves away from it while it still forwards.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
+    /// What the node's kernel can do: `egress-hook` (netdev egress chains, Linux 5.16).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 63)))]
+    pub features: Vec<String>,
+    /// Egress IPs that the node answers for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8192))]
+    pub held: Vec<HeldAddress>,
+    /// How the node uses its port slices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8192))]
+    pub port_use: Vec<PortUse>,
     /// Digest of the plan in the node's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
@@ -157,4 +173,49 @@ pub struct MemberNode {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 1024))]
     pub message: String,
+}
+
+/// An egress IP that a node answers for.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldAddress {
+    /// The egress IP.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// Since when, RFC 3339.
+    #[schemars(length(max = 40))]
+    pub since: String,
+    /// Why it moved here, such as `node b/b-n1 doesn't answer`.
+    #[schemars(length(max = 1024))]
+    pub reason: String,
+}
+
+/// How a node uses its slice of one egress IP's ports. Changes only when a threshold is crossed, so that a node with
+/// steady traffic writes nothing.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortUse {
+    /// The egress IP.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// How full the slice is.
+    pub level: PortLevel,
+    /// Draining ranges in which no connection is left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub vacated: Vec<PortRange>,
+}
+
+/// How full a slice is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum PortLevel {
+    /// Hardly used for long: half of it can go.
+    Idle,
+    /// Neither.
+    #[default]
+    Normal,
+    /// More than three quarters are in use: it should grow.
+    High,
+    /// Nearly all ports are in use, and new connections may fail.
+    Full,
 }

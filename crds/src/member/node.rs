@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::AddressPair;
 use crate::condition::Condition;
+use crate::hub::{HeldAddress, PortUse};
 
 /// One node of this cluster. Named like the Kubernetes node. The member agent writes `spec`, the
 /// node's own agent writes `status`.
@@ -63,6 +64,18 @@ pub struct EgressNodeStatus {
     /// The agent took everything of ours out of this node's kernel, as `EgressPlan.spec.teardown` asked.
     #[serde(default)]
     pub torn_down: bool,
+    /// What the node's kernel can do, as in `MemberNode.features` on the hub.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 63)))]
+    pub features: Vec<String>,
+    /// Egress IPs that the node answers for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8192))]
+    pub held: Vec<HeldAddress>,
+    /// How the node uses its port slices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8192))]
+    pub port_use: Vec<PortUse>,
     /// `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{AddressPair, PrefixPair};
-use crate::hub::{Destinations, OnUnavailable};
+use crate::hub::{AddressSlices, Destinations, OnUnavailable, Translation};
 use crate::selector::LabelSelector;
 
 /// The plan's head. Named `current`; absent until the hub's first plan was accepted.
@@ -183,16 +183,49 @@ pub struct PlannedGatewaySpec {
     /// Name of the gateway.
     #[schemars(length(min = 1, max = 63))]
     pub gateway: String,
-    /// The gateway's nodes that are ready, best first: the first one carries the traffic. Empty where
-    /// none is ready.
+    /// The gateway's nodes, best first: those that are ready, those that aren't, those that are being drained. Which
+    /// of them are alive the nodes find out themselves.
     #[serde(default)]
     #[schemars(length(max = 256))]
-    pub nodes: Vec<NodeRef>,
+    pub nodes: Vec<GatewayNode>,
+    /// Where packets get their egress IP.
+    #[serde(default)]
+    pub translation: Translation,
     /// Identities of the gateway: those this member's policies use, and all of them where it hosts one
     /// of the gateway's nodes.
     #[serde(default)]
     #[schemars(length(max = 4096))]
     pub identities: Vec<PlannedIdentity>,
+    /// Port slices of the egress IPs: those of this member's own nodes, and all of them where it hosts one of the
+    /// gateway's nodes. Empty for `translation: GatewayNode`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8192))]
+    pub slices: Vec<AddressSlices>,
+}
+
+/// One node of a gateway.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayNode {
+    /// Which node.
+    #[serde(flatten)]
+    pub node: NodeRef,
+    /// What the hub knows of it.
+    #[serde(default)]
+    pub state: GatewayNodeState,
+}
+
+/// What the hub knows of a gateway's node.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum GatewayNodeState {
+    /// Its cluster calls it Ready and its agent runs.
+    #[default]
+    Ready,
+    /// Its cluster doesn't, which says nothing of its network: it is used where it answers probes.
+    NotReady,
+    /// It is cordoned for egress: it holds no egress IP and is nobody's next hop while there is another, but
+    /// forwards what still reaches it.
+    Draining,
 }
 
 /// Names a node in the federation.

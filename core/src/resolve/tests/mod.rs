@@ -71,6 +71,7 @@ fn gateway(name: &str, created: i64, members: &[&str], v4: &[&str]) -> GatewayIn
                 ipv4: v4.iter().map(|a| (*a).into()).collect(),
                 ipv6: vec![],
             },
+            ..EgressGatewaySpec::default()
         },
         identities: vec![],
     }

@@ -158,7 +158,7 @@ fn readiness_orders_a_gateways_nodes_and_connectedness_does_not_matter() {
     let dead = state
         .members
         .iter_mut()
-        .find(|m| m.name == holder.member)
+        .find(|m| m.name == holder.node.member)
         .expect("known");
     dead.nodes[0].ready = false;
     let after = settle(&mut state);
@@ -170,10 +170,10 @@ fn readiness_orders_a_gateways_nodes_and_connectedness_does_not_matter() {
     );
     assert_eq!(
         after.gateways["frankfurt"].holder,
-        Some(format!("{}/{}", order[1].member, order[1].node))
+        Some(format!("{}/{}", order[1].node.member, order[1].node.node))
     );
     assert!(
-        peer(&after, "shop", &holder.member).is_some(),
+        peer(&after, "shop", &holder.node.member).is_some(),
         "a node that isn't ready stays a peer"
     );
 }

@@ -165,7 +165,7 @@ proptest! {
             for (_, resource, _) in plan.resources() {
                 match resource {
                     Resource::Peer(p) => prop_assert!(related.contains(&p.member)),
-                    Resource::Gateway(g) => prop_assert!(g.nodes.iter().all(|n| related.contains(&n.member))),
+                    Resource::Gateway(g) => prop_assert!(g.nodes.iter().all(|n| related.contains(&n.node.member))),
                     Resource::Member(m) => prop_assert_eq!(&m.member, member),
                     Resource::Policy(p) => {
                         let outcome = &resolution.policies[&p.source];

@@ -1,0 +1,183 @@
+//! Which of a gateway's nodes carry it, as this node sees it: what the plan says and what the probes found.
+//!
+//! Every node decides for itself and nobody is asked. Two that see it differently both forward rightly, since a
+//! gateway's nodes all know the whole plan and keep no connection state.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use sha2::{Digest as _, Sha256};
+use spillway_crds::hub::Translation;
+use spillway_crds::member::{GatewayNodeState, NodeRef, PlannedGatewaySpec};
+
+/// What this node's probes say of gateways' nodes, itself included. Empty where nothing was probed yet: then the
+/// plan decides.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Liveness {
+    /// Nodes that answer.
+    pub alive: BTreeSet<NodeRef>,
+    /// Nodes that don't, or not for long enough since they failed.
+    pub dead: BTreeSet<NodeRef>,
+    /// Nodes that answer and ask to be left: they forward what reaches them and take nothing new.
+    pub retiring: BTreeSet<NodeRef>,
+    /// Egress IPs that this node goes on answering for though another is to hold them, until that one says that it
+    /// does.
+    pub kept: BTreeSet<IpAddr>,
+}
+
+/// How good a node is as a gateway's, best first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Rank {
+    Alive,
+    Planned,
+    Retiring,
+}
+
+impl Liveness {
+    fn rank(&self, node: &NodeRef, state: GatewayNodeState) -> Option<Rank> {
+        if self.dead.contains(node) {
+            return None;
+        }
+        let retiring = self.retiring.contains(node) || state == GatewayNodeState::Draining;
+        if retiring {
+            let known = self.alive.contains(node) || self.retiring.contains(node);
+            return (known || state != GatewayNodeState::NotReady).then_some(Rank::Retiring);
+        }
+        if self.alive.contains(node) {
+            return Some(Rank::Alive);
+        }
+        (state == GatewayNodeState::Ready).then_some(Rank::Planned)
+    }
+}
+
+/// Nodes that carry `gateway` now, in the plan's order: all that are equally good, none worse than another that is
+/// there. Empty where it is unavailable.
+pub fn carriers<'a>(gateway: &'a PlannedGatewaySpec, liveness: &Liveness) -> Vec<&'a NodeRef> {
+    let ranked: Vec<(Rank, &NodeRef)> = gateway
+        .nodes
+        .iter()
+        .filter_map(|n| Some((liveness.rank(&n.node, n.state)?, &n.node)))
+        .collect();
+    let retiring_only = ranked.iter().all(|(rank, _)| *rank == Rank::Retiring);
+    ranked
+        .into_iter()
+        .filter(|(rank, _)| retiring_only || *rank != Rank::Retiring)
+        .map(|(_, node)| node)
+        .collect()
+}
+
+/// The node among `carriers` that answers for `address`. By rendezvous hash, so that a node's loss moves only what it
+/// held; a gateway that translates itself has its connections' state on one node, the first.
+pub fn holder<'a>(
+    gateway: &PlannedGatewaySpec,
+    carriers: &[&'a NodeRef],
+    address: IpAddr,
+) -> Option<&'a NodeRef> {
+    match gateway.translation {
+        Translation::GatewayNode => carriers.first().copied(),
+        Translation::SourceNode => carriers.iter().copied().max_by_key(|node| weight(address, node)),
+    }
+}
+
+/// Rendezvous weight of `node` for `address` (Thaler and Ravishankar, 1998); the node's name breaks ties.
+fn weight(address: IpAddr, node: &NodeRef) -> ([u8; 32], NodeRef) {
+    let digest = Sha256::digest(format!("{address}/{}/{}", node.member, node.node));
+    (digest.into(), node.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_crds::member::GatewayNode;
+
+    use super::*;
+
+    fn node(name: &str) -> NodeRef {
+        NodeRef {
+            member: "b".into(),
+            node: name.into(),
+        }
+    }
+
+    fn gateway(nodes: &[(&str, GatewayNodeState)]) -> PlannedGatewaySpec {
+        PlannedGatewaySpec {
+            nodes: nodes
+                .iter()
+                .map(|(name, state)| GatewayNode {
+                    node: node(name),
+                    state: *state,
+                })
+                .collect(),
+            ..PlannedGatewaySpec::default()
+        }
+    }
+
+    fn set(names: &[&str]) -> BTreeSet<NodeRef> {
+        names.iter().map(|n| node(n)).collect()
+    }
+
+    fn names(gateway: &PlannedGatewaySpec, liveness: &Liveness) -> Vec<String> {
+        carriers(gateway, liveness)
+            .into_iter()
+            .map(|n| n.node.clone())
+            .collect()
+    }
+
+    use GatewayNodeState::{Draining, NotReady, Ready};
+
+    #[test]
+    fn before_any_probe_the_plan_decides() {
+        let none = Liveness::default();
+        assert_eq!(
+            names(&gateway(&[("1", Ready), ("2", NotReady), ("3", Draining)]), &none),
+            ["1"]
+        );
+        assert!(names(&gateway(&[("2", NotReady)]), &none).is_empty());
+        assert_eq!(names(&gateway(&[("2", NotReady), ("3", Draining)]), &none), ["3"]);
+    }
+
+    #[test]
+    fn an_answer_counts_for_more_than_what_the_cluster_says() {
+        let liveness = Liveness {
+            alive: set(&["2"]),
+            dead: set(&["1"]),
+            ..Liveness::default()
+        };
+        assert_eq!(
+            names(&gateway(&[("1", Ready), ("2", NotReady)]), &liveness),
+            ["2"]
+        );
+    }
+
+    #[test]
+    fn a_node_that_retires_is_used_where_there_is_no_other() {
+        let two = gateway(&[("1", Ready), ("2", Draining)]);
+        let mut liveness = Liveness {
+            alive: set(&["1", "2"]),
+            ..Liveness::default()
+        };
+        assert_eq!(names(&two, &liveness), ["1"]);
+        liveness.dead = set(&["1"]);
+        assert_eq!(names(&two, &liveness), ["2"]);
+        liveness.dead = set(&["1", "2"]);
+        assert!(names(&two, &liveness).is_empty());
+    }
+
+    #[test]
+    fn a_nodes_loss_moves_only_what_it_held() {
+        let three = gateway(&[("1", Ready), ("2", Ready), ("3", Ready)]);
+        let all = carriers(&three, &Liveness::default());
+        let two = [all[0], all[2]];
+        let mut moved = 0;
+        for last in 0..=255_u8 {
+            let address = IpAddr::from([203, 0, 113, last]);
+            let before = holder(&three, &all, address).expect("a holder");
+            let after = holder(&three, &two, address).expect("a holder");
+            if before == all[1] {
+                moved += 1;
+            } else {
+                assert_eq!(before, after);
+            }
+        }
+        assert!((40..140).contains(&moved), "{moved} of 256 moved");
+    }
+}
