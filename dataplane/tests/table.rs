@@ -87,6 +87,7 @@ fn draw(dice: &mut Dice) -> Ruleset {
             set.clone(),
             Set {
                 key: "ipv4_addr".into(),
+                expression: None,
                 value: Some("verdict".into()),
                 interval: true,
                 elements,
@@ -110,6 +111,7 @@ fn draw(dice: &mut Dice) -> Ruleset {
         "pods4".into(),
         Set {
             key: "ipv4_addr".into(),
+            expression: None,
             value: Some("verdict".into()),
             interval: false,
             elements: pods,
@@ -130,6 +132,7 @@ fn draw(dice: &mut Dice) -> Ruleset {
         "granted4".into(),
         Set {
             key: "ipv4_addr . mark".into(),
+            expression: None,
             value: None,
             interval: true,
             elements: granted,
@@ -148,6 +151,7 @@ fn draw(dice: &mut Dice) -> Ruleset {
         "eip6".into(),
         Set {
             key: "mark".into(),
+            expression: None,
             value: Some("ipv6_addr".into()),
             interval: false,
             elements: eips,
@@ -158,6 +162,7 @@ fn draw(dice: &mut Dice) -> Ruleset {
             kind: kind.into(),
             hook: hook.into(),
             priority,
+            device: None,
         })
     };
     out.chains.insert(

@@ -30,6 +30,10 @@ pub struct Ruleset {
 pub struct Set {
     /// nft type of the key, such as `ipv4_addr` or `ipv4_addr . mark`.
     pub key: String,
+    /// For a key one of whose fields has a type without a name: the expression that `typeof` declares it by, such as
+    /// `ip daddr . icmp id`, and for a map ` : ` and the value's. `key` and `value` are then what nft lists, which has
+    /// `integer` for such a field.
+    pub expression: Option<String>,
     /// nft type of the value of a map, such as `verdict` or `ipv4_addr`.
     pub value: Option<String>,
     /// Keys may be prefixes and ranges (`flags interval`).
@@ -49,6 +53,10 @@ pub enum Atom {
     Range(IpAddr, IpAddr),
     /// A number (mark, port).
     Number(u32),
+    /// An inclusive range of ports, or of numbers of 16 bits; one port where both are equal.
+    Ports(u16, u16),
+    /// A MAC address.
+    Mac([u8; 6]),
     /// A verdict: jump to this chain.
     Jump(String),
     /// A verdict: go to this chain without coming back.
@@ -75,6 +83,8 @@ pub struct Hook {
     pub hook: String,
     /// Priority as a number.
     pub priority: i32,
+    /// The device, for a hook of the `netdev` family.
+    pub device: Option<String>,
 }
 
 impl fmt::Display for Atom {
@@ -84,6 +94,9 @@ impl fmt::Display for Atom {
             Self::Net(net) => write!(f, "{net}"),
             Self::Range(first, last) => write!(f, "{first}-{last}"),
             Self::Number(number) => write!(f, "{number:#010x}"),
+            Self::Ports(first, last) if first == last => write!(f, "{first}"),
+            Self::Ports(first, last) => write!(f, "{first}-{last}"),
+            Self::Mac([a, b, c, d, e, g]) => write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}"),
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
             Self::Drop => f.write_str("drop"),
@@ -101,6 +114,7 @@ impl Set {
     pub fn of(key: &str, interval: bool) -> Self {
         Self {
             key: key.into(),
+            expression: None,
             value: None,
             interval,
             elements: BTreeMap::new(),
@@ -123,8 +137,11 @@ impl Set {
 
     /// What stands between the braces of the set's declaration, without its elements.
     pub fn head(&self) -> String {
-        let value = self.value.as_ref().map(|v| format!(" : {v}")).unwrap_or_default();
         let flags = if self.interval { " flags interval;" } else { "" };
+        if let Some(expression) = &self.expression {
+            return format!("typeof {expression};{flags}");
+        }
+        let value = self.value.as_ref().map(|v| format!(" : {v}")).unwrap_or_default();
         format!("type {}{value};{flags}", self.key)
     }
 
@@ -147,8 +164,13 @@ impl Chain {
     /// The chain's `type … hook …` line; `None` for a chain that is only jumped to.
     pub fn head(&self) -> Option<String> {
         self.hook.as_ref().map(|h| {
+            let device = h
+                .device
+                .as_ref()
+                .map(|d| format!(" device \"{d}\""))
+                .unwrap_or_default();
             format!(
-                "type {} hook {} priority {}; policy accept;",
+                "type {} hook {}{device} priority {}; policy accept;",
                 h.kind, h.hook, h.priority
             )
         })

@@ -95,6 +95,7 @@ impl Parts<'_> {
                 kind: kind.into(),
                 hook: hook.into(),
                 priority,
+                device: None,
             });
             chains.insert(name.to_owned(), Chain { hook, rules });
         };

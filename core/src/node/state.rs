@@ -28,6 +28,12 @@ pub struct DesiredState {
     pub sysctls: BTreeMap<String, String>,
     /// Our nftables table. Absent after a teardown.
     pub ruleset: Option<Ruleset>,
+    /// The `netdev` table of the same name, whose chain gives replies their way to the peer: it hooks into the tunnel
+    /// device's egress, and so can be there only after the device. Absent where this node carries no stateless gateway.
+    pub steering: Option<Ruleset>,
+    /// Egress IPs that this node answers for now, with their gateways. For the node's status; the kernel knows them
+    /// as `proxies`.
+    pub held: BTreeMap<IpAddr, String>,
     /// Which connection-tracking entries agree with all that. After an apply, entries for which
     /// [`Flows::cut`] is true are deleted.
     #[serde(skip)]
@@ -95,6 +101,13 @@ pub enum RouteTarget {
         via: Option<IpAddr>,
         /// Path MTU to record, 0 for the device's own.
         mtu: u32,
+    },
+    /// Through one interface to several next hops on link, of which each flow takes one (RFC 2992).
+    Spread {
+        /// Interface name.
+        device: String,
+        /// Next hops, two or more, of equal weight.
+        via: BTreeSet<IpAddr>,
     },
     /// `unreachable`: what a gateway's table holds below its default route, so that a lookup never falls
     /// through to the main table.

@@ -186,6 +186,13 @@ fn describe(route: &Route) -> String {
             let via = via.map(|v| format!(" via {v}")).unwrap_or_default();
             format!("route {destination}{via} dev {device} table {table} metric {metric}")
         }
+        RouteTarget::Spread { device, via } => {
+            let via: Vec<String> = via.iter().map(IpAddr::to_string).collect();
+            format!(
+                "route {destination} via {} dev {device} table {table} metric {metric}",
+                via.join(",")
+            )
+        }
         RouteTarget::Unreachable => format!("route unreachable {destination} table {table} metric {metric}"),
     }
 }
@@ -208,6 +215,7 @@ pub(super) fn steps(
         wanted_keys.insert(key);
         let target = match &route.target {
             RouteTarget::Unreachable => Target::Unreachable,
+            RouteTarget::Spread { .. } => Target::Other,
             RouteTarget::Device { device, via, mtu } => {
                 let Some(index) = index(device) else {
                     let action = Action::Impossible(format!("{object}: there is no such device"));

@@ -30,6 +30,7 @@ pub fn between(held: &Ruleset, desired: &Ruleset) -> Difference {
             name.clone(),
             Set {
                 key: set.key.clone(),
+                expression: set.expression.clone(),
                 value: set.value.clone(),
                 interval: set.interval,
                 elements: elements.map(|(k, v)| (k.clone(), v.clone())).collect(),

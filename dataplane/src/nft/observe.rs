@@ -206,6 +206,7 @@ fn chain(body: &Value) -> ObservedChain {
     let hook = body.get("hook").and_then(Value::as_str).map(|hook| Hook {
         kind: type_name(body.get("type")),
         hook: hook.to_owned(),
+        device: body.get("dev").and_then(Value::as_str).map(str::to_owned),
         priority: body
             .get("prio")
             .and_then(Value::as_i64)

@@ -19,6 +19,7 @@ fn atom(atom: &Atom) -> String {
         Atom::Net(net) => net.to_string(),
         Atom::Range(first, last) => format!("{first}-{last}"),
         Atom::Number(number) => number.to_string(),
+        Atom::Ports(..) | Atom::Mac(_) => atom.to_string(),
         Atom::Jump(chain) => format!("jump {chain}"),
         Atom::Goto(chain) => format!("goto {chain}"),
         Atom::Drop => "drop".into(),

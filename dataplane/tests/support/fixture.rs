@@ -20,6 +20,7 @@ pub fn chain(hook: Option<(&str, &str, i32)>, rules: &[&str]) -> Chain {
             kind: kind.into(),
             hook: hook.into(),
             priority,
+            device: None,
         }),
         rules: rules.iter().map(|r| (*r).to_owned()).collect(),
     }
@@ -33,6 +34,7 @@ pub fn set(
 ) -> Set {
     Set {
         key: key.into(),
+        expression: None,
         value: value.map(str::to_owned),
         interval,
         elements: elements.into_iter().collect(),
