@@ -10,10 +10,11 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::throughput::{self, Until};
 use super::watch::{self, Plan};
-use super::{client, icmp, server};
+use super::{client, flows, icmp, server};
 
 /// Sends test traffic and says which source address the other side saw.
 #[derive(Parser, Debug)]
@@ -25,7 +26,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Answer on TCP 7000-7003 and UDP 7000, and note who came
+    /// Answer on TCP 7000-7004 and UDP 7000, and note who came
     Serve {
         /// Append a JSON line for each connection, SYN, datagram and echo request to this file
         #[arg(long)]
@@ -70,8 +71,50 @@ enum Command {
     Send(Transfer),
     /// Receive from a source (port 7003) and print bytes and seconds as JSON
     Recv(Transfer),
+    /// Hold many flows at once, check every byte, and print a JSON report at the end (SIGTERM, or --seconds)
+    Flows(Flows),
     /// Wait for SIGTERM
     Sleep,
+}
+
+#[derive(Args, Debug)]
+struct Flows {
+    /// Servers: addresses without a port. Each gets all of the flows
+    #[arg(required = true)]
+    to: Vec<IpAddr>,
+    /// TCP connections on which this side sends records and the server echoes them
+    #[arg(long, default_value_t = 1)]
+    driven: u32,
+    /// TCP connections on which only the server sends
+    #[arg(long, default_value_t = 1)]
+    pushed: u32,
+    /// UDP flows, each from one port
+    #[arg(long, default_value_t = 1)]
+    udp: u32,
+    /// ICMP echo flows, each with one identifier
+    #[arg(long, default_value_t = 1)]
+    icmp: u32,
+    /// From one record of a flow to its next
+    #[arg(long, default_value = "10ms", value_parser = duration)]
+    pace: Duration,
+    /// Text for the server's log
+    #[arg(long, default_value = "flows")]
+    tag: String,
+    /// List gaps from this length on
+    #[arg(long, default_value = "50ms", value_parser = duration)]
+    gap: Duration,
+    /// How long until every flow must have had its first record
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    timeout: Duration,
+    /// How long the last records may take to arrive after the end
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    drain: Duration,
+    /// End after so many seconds instead of at SIGTERM
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Add this to every port
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=58_000))]
+    shift: u16,
 }
 
 #[derive(Args, Debug)]
@@ -184,6 +227,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 }
             })
         }
+        Command::Flows(flows) => flows.run(),
         Command::Send(transfer) => {
             exit_on_signals()?;
             let target = client::resolve(&transfer.target)?;
@@ -204,6 +248,57 @@ fn run(command: Command) -> anyhow::Result<()> {
                 transfer.timeout,
             )?)?)
         }
+    }
+}
+
+impl Flows {
+    fn run(self) -> anyhow::Result<()> {
+        let seconds = self
+            .seconds
+            .map(Duration::try_from_secs_f64)
+            .transpose()
+            .context("--seconds is out of range")?;
+        // A tag stands in a line of its own words, and the server notes 64 bytes of it.
+        anyhow::ensure!(
+            !self.tag.contains('\n') && self.tag.len() <= 64,
+            "--tag takes up to 64 bytes in one line"
+        );
+        anyhow::ensure!(!self.pace.is_zero(), "--pace can't be zero");
+        let plan = flows::Plan {
+            to: self.to,
+            shift: self.shift,
+            driven: self.driven,
+            pushed: self.pushed,
+            udp: self.udp,
+            icmp: self.icmp,
+            pace: self.pace,
+            tag: self.tag,
+            gap: self.gap,
+            timeout: self.timeout,
+            drain: self.drain,
+        };
+        let report = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(async {
+                let mut terminated = signal(SignalKind::terminate()).context("cannot wait for a signal")?;
+                let mut interrupted = signal(SignalKind::interrupt()).context("cannot wait for a signal")?;
+                let until = async {
+                    let elapsed = async {
+                        match seconds {
+                            Some(seconds) => tokio::time::sleep(seconds).await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        _ = terminated.recv() => {}
+                        _ = interrupted.recv() => {}
+                        () = elapsed => {}
+                    }
+                };
+                flows::run(plan, |count| print(&format!("READY {count}")), until).await
+            })?;
+        Ok(write_json(&report)?)
     }
 }
 
@@ -292,6 +387,7 @@ mod tests {
             "probe ping 198.51.100.10",
             "probe watch tcp 198.51.100.10:7000 --interval 10ms --count 5 --json --keep",
             "probe send 198.51.100.10:7002 --bytes 1000",
+            "probe flows 198.51.100.10 2001:db8:51::10 --driven 50 --pushed 50 --pace 10ms --tag t",
             "probe sleep",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

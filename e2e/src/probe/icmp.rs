@@ -66,7 +66,7 @@ pub(crate) fn ping(target: IpAddr, tag: &str, timeout: Duration) -> anyhow::Resu
 
 /// A socket for echo requests, and whether it is a raw one. Ping sockets need no capability but a sysctl that allows
 /// them (net.ipv4.ping_group_range), raw ones CAP_NET_RAW: containers have one or the other.
-fn open(target: IpAddr) -> anyhow::Result<(OwnedFd, bool)> {
+pub(crate) fn open(target: IpAddr) -> anyhow::Result<(OwnedFd, bool)> {
     let (family, protocol) = if target.is_ipv6() {
         (AddressFamily::Inet6, SockProtocol::IcmpV6)
     } else {

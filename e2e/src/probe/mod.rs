@@ -5,12 +5,13 @@
 //! cli ── server ── Log (record): one JSON line per connection, datagram, echo request, SYN
 //!     │        └── raw: what the kernel answers itself, and what never becomes a connection
 //!     ├── client, icmp: one attempt          ├── watch: many attempts, or one long connection
-//!     └── throughput: bytes per second
+//!     ├── throughput: bytes per second       └── flows: hundreds of long connections, each byte checked
 //! ```
-//! Threads and blocking sockets on purpose: a measuring program should have no scheduler of its own.
+//! Threads and blocking sockets on purpose, `flows` aside: a measuring program should have no scheduler of its own.
 
 mod cli;
 mod client;
+mod flows;
 mod icmp;
 mod packet;
 mod raw;
@@ -20,6 +21,7 @@ mod throughput;
 mod watch;
 
 pub use cli::main;
+pub use flows::{FlowKind, FlowReport, FlowsReport, Gap};
 pub use record::{Answer, Protocol, Record};
 pub use throughput::Throughput;
 pub use watch::Attempt;
@@ -32,6 +34,8 @@ pub const PUSH_PORT: u16 = 7001;
 pub const SINK_PORT: u16 = 7002;
 /// TCP: sends bytes until the client hangs up.
 pub const SOURCE_PORT: u16 = 7003;
+/// TCP: long-lived connections of numbered, checked records.
+pub const FLOW_PORT: u16 = 7004;
 
 #[cfg(test)]
 mod tests;

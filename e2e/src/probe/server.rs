@@ -16,8 +16,8 @@ use nix::sys::socket::{
 
 use super::raw::{Listener, Watched};
 use super::record::{Answer, Log, Protocol, Record};
-use super::throughput;
-use super::{ECHO_PORT, PUSH_PORT, SINK_PORT, SOURCE_PORT};
+use super::{ECHO_PORT, FLOW_PORT, PUSH_PORT, SINK_PORT, SOURCE_PORT};
+use super::{flows, throughput};
 
 /// How long a connection may say nothing before it is noted without a payload.
 const FIRST_BYTES: Duration = Duration::from_millis(250);
@@ -32,15 +32,24 @@ const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
 /// `shift` is added to every port, so that several servers can share an address.
 pub(crate) fn start(addresses: &[IpAddr], shift: u16, log: Option<&Path>) -> anyhow::Result<()> {
     let log = Arc::new(Log::open(log)?);
+    let mut flow_listeners = Vec::new();
     for address in addresses {
         let at = |port: u16| SocketAddr::new(*address, port + shift);
         let noted = Arc::clone(&log);
         accept(at(ECHO_PORT), move |stream| echo(stream, &noted))?;
-        accept(at(PUSH_PORT), push)?;
+        let noted = Arc::clone(&log);
+        accept(at(PUSH_PORT), move |stream| push(stream, &noted))?;
         accept(at(SINK_PORT), throughput::sink)?;
         accept(at(SOURCE_PORT), throughput::source)?;
         datagrams(at(ECHO_PORT), Arc::clone(&log))?;
+        flow_listeners.push(listening(at(FLOW_PORT))?);
     }
+    let noted = Arc::clone(&log);
+    spawn("flows", move || {
+        if let Err(error) = flows::serve(flow_listeners, &noted) {
+            eprintln!("probe: flows are not served: {error}");
+        }
+    });
     for v6 in [false, true] {
         let ours: Vec<IpAddr> = addresses
             .iter()
@@ -59,14 +68,18 @@ pub(crate) fn start(addresses: &[IpAddr], shift: u16, log: Option<&Path>) -> any
     Ok(())
 }
 
+fn listening(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let socket = bound(address, SockType::Stream)?;
+    listen(&socket, Backlog::MAXCONN).with_context(|| format!("cannot listen on {address}"))?;
+    Ok(TcpListener::from(socket))
+}
+
 /// Hands every connection to a thread of its own.
 fn accept(
     address: SocketAddr,
     handle: impl Fn(TcpStream) -> io::Result<()> + Clone + Send + 'static,
 ) -> anyhow::Result<()> {
-    let socket = bound(address, SockType::Stream)?;
-    listen(&socket, Backlog::MAXCONN).with_context(|| format!("cannot listen on {address}"))?;
-    let listener = TcpListener::from(socket);
+    let listener = listening(address)?;
     spawn("accept", move || {
         for stream in listener.incoming() {
             match stream {
@@ -111,9 +124,11 @@ fn echo(mut stream: TcpStream, log: &Log) -> io::Result<()> {
 }
 
 /// A line each 10 ms with a rising number: gaps and stalls show at the client.
-fn push(mut stream: TcpStream) -> io::Result<()> {
+fn push(mut stream: TcpStream, log: &Log) -> io::Result<()> {
+    let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+    log.write(&Record::new(Protocol::Tcp, peer, local, &[]));
     stream.set_nodelay(true)?;
-    stream.write_all(Answer::line(stream.peer_addr()?).as_bytes())?;
+    stream.write_all(Answer::line(peer).as_bytes())?;
     let start = Instant::now();
     for number in 0u32.. {
         writeln!(stream, "{number}")?;
@@ -150,7 +165,7 @@ fn datagrams(address: SocketAddr, log: Arc<Log>) -> anyhow::Result<()> {
 
 fn note_raw(watched: Watched, v6: bool, ours: Vec<IpAddr>, shift: u16, log: Arc<Log>) -> anyhow::Result<()> {
     let listener = Listener::open(watched, v6)?;
-    let ports = ECHO_PORT + shift..=SOURCE_PORT + shift;
+    let ports = ECHO_PORT + shift..=FLOW_PORT + shift;
     spawn("raw", move || {
         loop {
             match listener.next() {

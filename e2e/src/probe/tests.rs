@@ -12,14 +12,14 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A server on both loopbacks with ports and a log of its own.
-struct Fixture {
+pub(super) struct Fixture {
     _dir: tempfile::TempDir,
-    log: PathBuf,
-    shift: u16,
+    pub(super) log: PathBuf,
+    pub(super) shift: u16,
 }
 
 impl Fixture {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
@@ -27,7 +27,7 @@ impl Fixture {
         // Another process may test at the same time: ports follow from ours, and a taken one means the next.
         let base = u16::try_from(std::process::id() % 2000).unwrap() * 8;
         for _ in 0..50 {
-            let shift = 4000 + (base + 4 * NEXT.fetch_add(1, Ordering::Relaxed)) % 16_000;
+            let shift = 4000 + (base + 8 * NEXT.fetch_add(1, Ordering::Relaxed)) % 16_000;
             if server::start(&loopbacks, shift, Some(&log)).is_ok() {
                 return Self {
                     _dir: dir,
@@ -39,7 +39,7 @@ impl Fixture {
         panic!("no free ports");
     }
 
-    fn at(&self, port: u16, v6: bool) -> SocketAddr {
+    pub(super) fn at(&self, port: u16, v6: bool) -> SocketAddr {
         let address: IpAddr = if v6 {
             Ipv6Addr::LOCALHOST.into()
         } else {
@@ -74,7 +74,7 @@ impl Fixture {
     }
 }
 
-fn records(log: &Path) -> Vec<Record> {
+pub(super) fn records(log: &Path) -> Vec<Record> {
     std::fs::read_to_string(log)
         .unwrap()
         .lines()
