@@ -219,6 +219,7 @@ fn inputs(member_name: &str, id: u8, plan: NodePlan) -> NodeInputs {
         network: network(),
         namespaces: BTreeMap::new(),
         pods: Vec::new(),
+        sandboxes: Vec::new(),
         facts: facts(id),
         settings: Settings::default(),
         gateway_indexes: BTreeMap::new(),

@@ -12,6 +12,7 @@ use spillway_crds::member::{
 
 use super::gateways::Liveness;
 use super::interval::Family;
+use super::sandbox::Sandbox;
 use super::state::Facts;
 
 /// Inputs of [`super::compile()`].
@@ -29,6 +30,9 @@ pub struct NodeInputs {
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Pods of this node.
     pub pods: Vec<Pod>,
+    /// What the CNI said of pods' addresses, oldest first; see [`super::sandbox`].
+    #[serde(default)]
+    pub sandboxes: Vec<Sandbox>,
     /// What the node is like.
     pub facts: Facts,
     /// What an operator may set.
@@ -66,6 +70,9 @@ pub struct Pod {
     pub namespace: String,
     /// Name.
     pub name: String,
+    /// What tells it from others of its name, before and after it; empty where nobody knows.
+    #[serde(default)]
+    pub uid: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Addresses.

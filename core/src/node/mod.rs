@@ -3,6 +3,7 @@
 //! ```text
 //! NodeInputs ─► peers    tunnel device, forwarding entries, neighbours, overlay routes
 //!            ├► held     what this node carries as a gateway: grants, egress IPs, proxies
+//!            ├► sandbox  pods' addresses, as the CNI gave them out
 //!            ├► select   pods into classes; flatten: a class's overlapping policies into disjoint intervals
 //!            ├► index    a number a gateway in use: mark, rule, table
 //!            ├► ruleset  one nftables table out of all these, with its sets
@@ -25,6 +26,8 @@ mod oracle_tests;
 mod peers;
 mod problems;
 mod ruleset;
+pub mod sandbox;
+pub mod scope;
 mod select;
 mod sets;
 pub mod state;

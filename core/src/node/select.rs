@@ -13,6 +13,7 @@ use super::flows::Verdict;
 use super::inputs::{Addresses, NodeInputs, NodePlan, Pod};
 use super::interval::{Family, Interval};
 use super::peers::Peers;
+use super::sandbox::settled;
 
 /// Pods with one list of policies, and what that list comes to.
 #[derive(Clone, Debug, Default)]
@@ -105,7 +106,8 @@ pub(super) fn select(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Sel
     let parsed: Vec<(Vec<IpNet>, Vec<IpNet>)> = policies.iter().map(|p| destinations(p)).collect();
     let mut selection = Selection::default();
     let mut names: BTreeMap<Vec<usize>, String> = BTreeMap::new();
-    for (address, pod) in owners(&inputs.pods) {
+    let pods = settled(&inputs.pods, &inputs.sandboxes);
+    for (address, pod) in owners(&pods) {
         let chosen: Vec<usize> = (0..policies.len())
             .filter(|i| selects(policies[*i], pod, inputs))
             .collect();
