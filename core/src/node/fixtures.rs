@@ -224,6 +224,7 @@ fn inputs(member_name: &str, id: u8, plan: NodePlan) -> NodeInputs {
         settings: Settings::default(),
         gateway_indexes: BTreeMap::new(),
         liveness: Liveness::default(),
+        leaving: Vec::new(),
     }
 }
 

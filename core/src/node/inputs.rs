@@ -42,6 +42,10 @@ pub struct NodeInputs {
     /// What the probes found. Not kept over a restart: probing begins anew.
     #[serde(skip)]
     pub liveness: Liveness,
+    /// Gateways that this node was one of until lately, as the plan last had them with it. What is still on its way
+    /// here is forwarded, and no egress IP of theirs is answered for.
+    #[serde(default)]
+    pub leaving: Vec<PlannedGatewaySpec>,
 }
 
 /// The plan's objects, which add up to its digest.

@@ -33,6 +33,8 @@ mod sets;
 pub mod state;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 pub use compile::{Compiled, compile, compile_numbered};
 pub use problems::problems;
+pub use watched::watched;

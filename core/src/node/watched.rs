@@ -1,0 +1,61 @@
+//! Whom a node probes: the nodes that its pods may leave through, and those that it shares a gateway with.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use spillway_crds::member::NodeRef;
+
+use super::inputs::{Addresses, NodeInputs};
+use super::peers::Peers;
+
+/// The other nodes of all gateways that policies of this member use or that this node belongs to, with their overlay
+/// addresses. A node that this one can't send to is left out: it is no next hop, whatever it would answer. Empty
+/// without a plan and until this node has an overlay address of its own.
+pub fn watched(inputs: &NodeInputs) -> BTreeMap<NodeRef, Addresses> {
+    let Some(plan) = &inputs.plan else {
+        return BTreeMap::new();
+    };
+    let peers = Peers::new(inputs, plan);
+    let through = plan.policies.iter().flat_map(|p| &p.through);
+    let used: BTreeSet<&str> = through.map(|t| t.gateway.as_str()).collect();
+    plan.gateways
+        .iter()
+        .filter(|g| used.contains(g.gateway.as_str()) || g.nodes.iter().any(|n| peers.is_self(&n.node)))
+        .flat_map(|g| &g.nodes)
+        .filter_map(|n| Some((n.node.clone(), peers.get(&n.node)?.overlay)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::fixtures;
+
+    fn names(inputs: &NodeInputs) -> Vec<String> {
+        watched(inputs)
+            .into_keys()
+            .map(|n| format!("{}/{}", n.member, n.node))
+            .collect()
+    }
+
+    #[test]
+    fn the_nodes_of_gateways_in_use_and_ones_own_colleagues() {
+        let mut inputs = fixtures::source();
+        assert_eq!(names(&inputs), ["b/b-1"]);
+        assert_eq!(
+            watched(&inputs).into_values().collect::<Vec<_>>(),
+            [Addresses::of(&fixtures::node_of(2).overlay)]
+        );
+        inputs.plan.as_mut().expect("a plan").policies.clear();
+        assert!(names(&inputs).is_empty(), "a gateway that nobody here uses");
+
+        let mut gateway = fixtures::gateway();
+        assert!(names(&gateway).is_empty(), "nobody but itself");
+        let plan = gateway.plan.as_mut().expect("a plan");
+        let mut colleague = plan.gateways[0].nodes[0].clone();
+        colleague.node = fixtures::node_ref("a", "a-1");
+        plan.gateways[0].nodes.push(colleague);
+        assert_eq!(names(&gateway), ["a/a-1"]);
+        gateway.nodes.clear();
+        assert!(names(&gateway).is_empty(), "no address to send from");
+    }
+}
