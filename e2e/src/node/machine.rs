@@ -1,6 +1,7 @@
 //! Booting a machine, finding its processes, entering it, switching it off.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Read as _,
     net::SocketAddr,
@@ -189,7 +190,19 @@ impl Machine {
 
     /// Sends a signal to every process but init: SIGSTOP hangs the machine, SIGCONT wakes it.
     pub fn signal_all(&self, signal: Signal) -> Result<()> {
-        self.processes()?.iter().try_for_each(|p| p.id.signal(signal))
+        let mut told = BTreeSet::new();
+        loop {
+            // Whoever wasn't stopped yet may have started others meanwhile.
+            let new: Vec<_> = self
+                .processes()?
+                .into_iter()
+                .filter(|p| told.insert(p.id.pid))
+                .collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            new.iter().try_for_each(|p| p.id.signal(signal))?;
+        }
     }
 
     /// A command that runs inside the machine's namespaces.

@@ -9,6 +9,7 @@ use crate::{
     lifecycle::{self, Leftovers},
     provision::Toolbox,
     state::{ArenaSpec, Dirs, Plan},
+    wire,
 };
 
 /// A running arena. One made by [`Arena::up`] is taken down when dropped, also by a panic; one that was attached stays.
@@ -106,6 +107,11 @@ impl Arena {
     /// The outside server.
     pub fn outside(&self) -> Outside {
         Outside::new(&self.dirs)
+    }
+
+    /// Narrows the router's paths between the segments and the outside to `mtu`, or widens them again.
+    pub fn set_path_mtu(&self, mtu: Option<u16>) -> Result<()> {
+        wire::set_path_mtu(&self.plan, mtu)
     }
 
     /// Gives every node the workspace's daemons as cargo built them last.

@@ -82,6 +82,30 @@ impl Cluster {
         ))
     }
 
+    /// Every machine of it: control plane and nodes.
+    fn machines(&self) -> Result<Vec<Node>> {
+        let mut all = self.nodes()?;
+        all.push(self.control_plane()?);
+        Ok(all)
+    }
+
+    /// Cuts the power of every machine at once, API server included.
+    pub async fn power_off(&self) -> Result<()> {
+        let machines = self.machines()?;
+        futures::future::try_join_all(machines.iter().map(Node::power_off))
+            .await
+            .map(drop)
+    }
+
+    /// Switches every machine on that is off. Returns when they boot.
+    pub async fn power_on(&self) -> Result<()> {
+        let machines = self.machines()?;
+        let off = machines.iter().filter(|machine| !machine.is_on());
+        futures::future::try_join_all(off.map(Node::power_on))
+            .await
+            .map(drop)
+    }
+
     /// Runs kubectl; gives its standard output.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.kubectl_with_input(args, "").await

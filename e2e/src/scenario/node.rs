@@ -1,6 +1,6 @@
 //! A node, or a control plane's machine, as a scenario holds it.
 
-use std::{process::Stdio, sync::Arc};
+use std::{process::Stdio, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -10,7 +10,7 @@ use crate::{
     lifecycle,
     node::{machine::Machine, process::Process},
     state::{Dirs, MachinePlan, Plan},
-    wire,
+    wire::{self, Direction},
 };
 
 /// A machine of the arena.
@@ -90,6 +90,23 @@ impl Node {
     /// Pulls its cable, or puts it back.
     pub fn cable(&self, connected: bool) -> Result<()> {
         wire::set_cable(&self.arena, &self.plan, connected)
+    }
+
+    /// Drops everything in one direction of its cable, as a broken transceiver does; `None` ends it.
+    pub fn half_open(&self, dropped: Option<Direction>) -> Result<()> {
+        wire::set_half_open(&self.arena, &self.plan, dropped)
+    }
+
+    /// Pulls its cable and puts it back, `times` over, each state for half a `period`. It ends plugged in.
+    pub async fn flap(&self, period: Duration, times: u32) -> Result<()> {
+        let mut ticks = tokio::time::interval(period / 2);
+        for _ in 0..times {
+            for connected in [false, true] {
+                ticks.tick().await;
+                self.cable(connected)?;
+            }
+        }
+        Ok(())
     }
 
     /// Cuts its power: silent at once, kernel state lost, disk kept.

@@ -101,7 +101,7 @@ pub fn build(plan: &Plan) -> Result<()> {
 }
 
 /// Name of a machine's port on the wire's side; interface names hold 15 bytes.
-fn port(machine: &MachinePlan) -> String {
+pub(super) fn port(machine: &MachinePlan) -> String {
     if machine.name.len() <= 15 {
         return machine.name.clone();
     }
@@ -187,12 +187,6 @@ pub fn unplug(plan: &Plan, machine: &MachinePlan) -> Result<()> {
             .output();
     }
     netns::delete(&machine.netns)
-}
-
-/// Connects or pulls a machine's cable, at the switch's side.
-pub fn set_cable(plan: &Plan, machine: &MachinePlan, connected: bool) -> Result<()> {
-    let state = if connected { "up" } else { "down" };
-    netns::run(Command::new("ip").args(["-n", &plan.wire_netns(), "link", "set", &port(machine), state]))
 }
 
 /// What a CNI's agent does on each node besides the plugin's work: routes to the other nodes' pods, and masquerading

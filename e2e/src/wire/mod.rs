@@ -16,6 +16,8 @@
 
 pub mod address;
 mod build;
+mod fault;
 pub mod netns;
 
-pub use build::{CARD, build, plug, route_pods, set_cable, unplug};
+pub use build::{CARD, build, plug, route_pods, unplug};
+pub use fault::{Direction, set_cable, set_half_open, set_path_mtu};

@@ -13,6 +13,7 @@ use spillway_e2e::{
     node::process,
     state::Dirs,
     wire::{
+        Direction,
         address::{ECHO_PORT, OUTSIDE_V4, OUTSIDE_V6},
         netns,
     },
@@ -115,6 +116,9 @@ async fn two_clusters_with_equal_ranges_leave_as_their_nodes_and_go_without_a_tr
     kubernetes_is_whole(&a, &in_a).await?;
     power_cycle(&arena, &a, &in_a).await?;
     faults(&arena, &a, &in_a).await?;
+    half_open(&arena, &in_a).await?;
+    narrower_path(&arena, &in_a).await?;
+    whole_cluster_off(&arena, &b, &in_b).await?;
 
     arena.down().await?;
     let left = lifecycle::leftovers(&dirs, &plan)?;
@@ -275,7 +279,7 @@ async fn power_cycle(arena: &Arena, cluster: &Cluster, pod: &Pod) -> Result<()> 
 async fn faults(arena: &Arena, cluster: &Cluster, pod: &Pod) -> Result<()> {
     let (node, other) = (pod.node()?, arena.node("b-n1")?);
     let address = node.plan().ipv4.to_string();
-    let ping = ["ping", "-c1", "-W1", address.as_str()];
+    let ping = ping_of(&address);
 
     let kubelets = |node: &Node| -> Result<Vec<i32>> {
         Ok(node.processes("kubelet")?.iter().map(|p| p.id.pid).collect())
@@ -337,6 +341,137 @@ async fn faults(arena: &Arena, cluster: &Cluster, pod: &Pod) -> Result<()> {
     )
     .await?;
     Ok(())
+}
+
+/// What a node received by its card and sent by it, in packets.
+async fn counters(node: &Node) -> Result<(u64, u64)> {
+    let said = node
+        .exec(&[
+            "sh",
+            "-c",
+            "cat /sys/class/net/eth0/statistics/rx_packets /sys/class/net/eth0/statistics/tx_packets",
+        ])
+        .await?
+        .success()?;
+    let (received, sent) = said.split_once('\n').context("two counters")?;
+    Ok((received.trim().parse()?, sent.trim().parse()?))
+}
+
+/// Each direction alone is dropped, the other passes, both links stay up; a flapping cable ends plugged in.
+async fn half_open(arena: &Arena, pod: &Pod) -> Result<()> {
+    let (node, other) = (pod.node()?, arena.node("b-n1")?);
+    let address = node.plan().ipv4.to_string();
+    let ping = ping_of(&address);
+    let target = format!("{}:{ECHO_PORT}", OUTSIDE_V4[0]);
+    for direction in [Direction::Receive, Direction::Send] {
+        // Neighbours are known beforehand: what follows is about the packets themselves.
+        other.exec(&ping).await?.success()?;
+        pod.run(&["probe", "udp", &target]).await?.success()?;
+        node.half_open(Some(direction))?;
+        let (mark, before) = (arena.outside().mark()?, counters(&node).await?);
+        let tag = format!("half-{direction:?}");
+        let datagram = ["probe", "udp", &target, "--tag", &tag, "--timeout", "300ms"];
+        let (answer, reply) = tokio::join!(pod.run(&datagram), other.exec(&ping));
+        ensure!(
+            answer?.code != 0 && reply?.code != 0,
+            "{direction:?} is dropped and yet there are answers"
+        );
+        let (after, arrived) = (counters(&node).await?, arena.outside().tagged_since(mark, &tag)?);
+        match direction {
+            Direction::Receive => {
+                ensure!(arrived.len() == 1, "what the node sends doesn't arrive");
+                ensure!(after.0 == before.0, "the node receives: {before:?} {after:?}");
+            }
+            Direction::Send => {
+                ensure!(arrived.is_empty(), "what the node sends arrives: {arrived:?}");
+                ensure!(after.0 > before.0, "the node receives nothing");
+            }
+        }
+        node.exec(&["grep", "-q", "1", "/sys/class/net/eth0/carrier"])
+            .await?
+            .success()
+            .context("the node was told")?;
+        node.half_open(None)?;
+        other.exec(&ping).await?.success()?;
+    }
+    node.flap(Duration::from_millis(40), 3).await?;
+    eventually(
+        Duration::from_secs(10),
+        "the cable carries packets after flapping",
+        || async { other.exec(&ping).await?.success() },
+    )
+    .await
+    .map(drop)
+}
+
+fn ping_of(address: &str) -> [&str; 4] {
+    ["ping", "-c1", "-W1", address]
+}
+
+/// A path that gets narrower says so to both ends, and all bytes arrive.
+async fn narrower_path(arena: &Arena, pod: &Pod) -> Result<()> {
+    let told = async |v6: bool| -> Result<u64> {
+        let (file, name) = if v6 {
+            ("/proc/net/snmp6", "Icmp6InPktTooBigs")
+        } else {
+            ("/proc/net/snmp", "InDestUnreachs")
+        };
+        let said = pod.exec(&["cat", file]).await?.success()?;
+        let lines: Vec<Vec<&str>> = said.lines().map(|l| l.split_whitespace().collect()).collect();
+        let value = if v6 {
+            lines.iter().find(|l| l[0] == name).map(|l| l[1])
+        } else {
+            let mut icmp = lines.iter().filter(|l| l[0] == "Icmp:");
+            let (names, values) = (icmp.next().context("names")?, icmp.next().context("values")?);
+            names.iter().position(|n| *n == name).map(|at| values[at])
+        };
+        Ok(value.context("a counter")?.parse()?)
+    };
+    let transfer = async |v6: bool| -> Result<()> {
+        let host = if v6 {
+            format!("[{}]", OUTSIDE_V6[0])
+        } else {
+            OUTSIDE_V4[0].to_string()
+        };
+        for (verb, port) in [("send", 7002), ("recv", 7003)] {
+            pod.run(&["probe", verb, &format!("{host}:{port}"), "--bytes", "1000000"])
+                .await?
+                .success()?;
+        }
+        Ok(())
+    };
+    for v6 in [false, true] {
+        let before = told(v6).await?;
+        transfer(v6).await?;
+        ensure!(told(v6).await? == before, "a wide path was called too narrow");
+        arena.set_path_mtu(Some(1300))?;
+        let narrow = transfer(v6).await;
+        arena.set_path_mtu(None)?;
+        narrow.context("through the narrow path")?;
+        ensure!(told(v6).await? > before, "nobody was told of the narrow path");
+    }
+    Ok(())
+}
+
+/// All machines of a cluster lose power together, and it comes back with what it had.
+async fn whole_cluster_off(arena: &Arena, cluster: &Cluster, pod: &Pod) -> Result<()> {
+    cluster.power_off().await?;
+    for machine in [pod.node()?, cluster.control_plane()?] {
+        let address = machine.plan().ipv4.to_string();
+        let answer = arena.node("a-n1")?.exec(&ping_of(&address)).await?;
+        ensure!(
+            answer.code != 0 && !machine.is_on(),
+            "{} answers without power",
+            machine.name()
+        );
+    }
+    cluster.power_on().await?;
+    eventually(Duration::from_secs(60), "the cluster is back", || async {
+        ensure!(is_ready(cluster, pod.node()?.name()).await?, "node isn't Ready");
+        pod.exec(&["true"]).await?.success()
+    })
+    .await
+    .map(drop)
 }
 
 /// A process of `arena up` is killed at a moment when half of everything exists; `down` still finds all of it.
