@@ -14,7 +14,7 @@ use crate::{
     control_plane::API_PORT,
     pki::{Authority, write_private},
     provision::Toolbox,
-    state::{ClusterPlan, Dirs, NodePlan},
+    state::{ClusterPlan, Dirs, Enforcer, NodePlan},
 };
 
 /// Where containerd listens, inside the node.
@@ -108,7 +108,17 @@ pub fn prepare(
     let socket = Await::Path(PathBuf::from(CONTAINERD_SOCKET));
     // Started earlier, both would fail and then wait out their growing pauses.
     let api_up = Await::Listening(SocketAddr::new(cluster.api_address(), API_PORT));
-    Ok(MachineSpec {
+    let enforcer = cluster
+        .spec
+        .enforcer
+        .map(|Enforcer::KubeRouter| kube_router(toolbox, &kubernetes, authority, &api, name))
+        .transpose()?
+        .map(|command| Daemon {
+            name: "kube-router".into(),
+            command,
+            after: vec![api_up.clone()],
+        });
+    let mut spec = MachineSpec {
         name: name.clone(),
         machine_id: machine_id(&machine.netns),
         netns: machine.netns.clone(),
@@ -144,7 +154,39 @@ pub fn prepare(
                 after: vec![api_up],
             },
         ],
-    })
+    };
+    spec.daemons.extend(enforcer);
+    Ok(spec)
+}
+
+/// kube-router as nothing but a firewall: routes, addresses and Services are others' business.
+fn kube_router(
+    toolbox: &Toolbox,
+    kubernetes: &Path,
+    authority: &Authority,
+    api: &str,
+    name: &str,
+) -> Result<Vec<String>> {
+    let user = authority.client("kube-router", Some("system:masters"))?;
+    write_private(
+        &kubernetes.join("kube-router.conf"),
+        &user.kubeconfig(authority, api, name),
+    )?;
+    let mut command = vec![toolbox.kube_router()?.display().to_string()];
+    command.extend(
+        [
+            "--run-firewall=true",
+            "--run-router=false",
+            "--run-service-proxy=false",
+            "--kubeconfig=/etc/kubernetes/kube-router.conf",
+            // It looks at everything again this often, and at once when something changes.
+            "--iptables-sync-period=1m",
+            "--v=1",
+        ]
+        .map(str::to_owned),
+    );
+    command.push(format!("--hostname-override={name}"));
+    Ok(command)
 }
 
 /// A stable number in the form of `/etc/machine-id`; kubelet reports it as the node's.

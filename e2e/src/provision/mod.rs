@@ -4,6 +4,7 @@
 //! Toolbox ── debian    system programs (runc, CNI plugins, nft, …)
 //!         ── program   the Go modules of go/, their flags and cache keys
 //!             └ build  one module → CACHE/bin/NAME-KEY/   (golang: the toolchain · process, progress · lock)
+//!         ── enforcer  kube-router, only where an arena asks for it
 //!         ── sysctl    limits of the kernel that many kubelets reach
 //! ```
 //! The cache stands outside the checkout, in `$XDG_CACHE_HOME/spillway` or `~/.cache/spillway`: a fresh clone starts at once.
@@ -104,6 +105,17 @@ impl Toolbox {
             .map(|folder| folder.join(name))
             .find(|path| path.exists())
             .unwrap_or_else(|| PathBuf::from(name))
+    }
+
+    /// The path of kube-router. Built when it is first asked for, in about two minutes on two cores (50 MB).
+    /// Blocks meanwhile.
+    ///
+    /// # Errors
+    /// When it can't be built, with the end of the build's output and what to do.
+    pub fn kube_router(&self) -> anyhow::Result<PathBuf> {
+        let module = GoModule::kube_router(&go_dir())?;
+        build::ensure(&self.cache, &module, &module.name)?;
+        Ok(build::folder(&self.cache, &module).join("kube-router"))
     }
 
     /// The folder of the standard CNI plugins.

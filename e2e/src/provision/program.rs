@@ -47,6 +47,16 @@ impl GoModule {
         ])
     }
 
+    /// The enforcer of NetworkPolicy, which few arenas need.
+    pub(crate) fn kube_router(go_dir: &Path) -> anyhow::Result<Self> {
+        Self::versioned(
+            go_dir.join("kube-router"),
+            "github.com/cloudnativelabs/kube-router",
+            |version| format!("-X github.com/cloudnativelabs/kube-router/pkg/version.Version={version}"),
+            "",
+        )
+    }
+
     /// The module of one Kubernetes version.
     pub(crate) fn kubernetes(go_dir: &Path, version: KubernetesVersion) -> anyhow::Result<Self> {
         const PACKAGE: &str = "k8s.io/component-base/version";
@@ -157,6 +167,18 @@ mod tests {
             "{}",
             modules[2].ldflags
         );
+    }
+
+    #[test]
+    fn the_enforcer_is_pinned_but_no_part_of_every_arena() {
+        let module = GoModule::kube_router(&go_dir()).unwrap();
+        assert!(
+            module.ldflags.contains("version.Version=v1."),
+            "{}",
+            module.ldflags
+        );
+        let common = GoModule::common(&go_dir()).unwrap();
+        assert!(common.iter().all(|other| other.name != module.name));
     }
 
     #[test]

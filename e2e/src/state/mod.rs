@@ -10,7 +10,7 @@ mod spec;
 
 pub use dirs::Dirs;
 pub use plan::{ClusterPlan, MachinePlan, NodePlan, Plan};
-pub use spec::{ArenaSpec, ClusterSpec};
+pub use spec::{ArenaSpec, ClusterSpec, Enforcer};
 
 /// The arena meant when no name is given.
 pub const DEFAULT_NAME: &str = "spillway";

@@ -48,6 +48,17 @@ pub struct ClusterSpec {
     /// Further labels of single nodes, by node name.
     #[serde(default)]
     pub node_labels: BTreeMap<String, BTreeMap<String, String>>,
+    /// Who enforces NetworkPolicy; nobody unless asked for, as with the plainest CNIs.
+    #[serde(default)]
+    pub enforcer: Option<Enforcer>,
+}
+
+/// A program that enforces NetworkPolicy on every node, beside whatever CNI there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Enforcer {
+    /// kube-router's firewall, without its router and its proxy. It filters IPv4 only, with iptables and ipset.
+    KubeRouter,
 }
 
 fn default_name() -> String {
@@ -96,6 +107,7 @@ impl ClusterSpec {
             kubernetes: KubernetesVersion::DEFAULT,
             labels: BTreeMap::new(),
             node_labels: BTreeMap::new(),
+            enforcer: None,
         }
     }
 }
