@@ -48,6 +48,75 @@ pub struct MemberValues {
     pub common: Common,
     /// `localRanges`.
     pub local_ranges: Vec<String>,
+    /// Those of `cni`.
+    pub cni: Cni,
+}
+
+/// Values of the member's chart about the CNI.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Cni {
+    /// `cni.mode`.
+    pub mode: Option<String>,
+    /// `cni.binDir`.
+    pub bin_dir: Option<String>,
+    /// `cni.confDir`.
+    pub conf_dir: Option<String>,
+    /// `cni.waitSeconds`.
+    pub wait_seconds: Option<u16>,
+}
+
+impl Cni {
+    fn set(&mut self, assignment: &Assignment) -> Result<bool, Failure> {
+        let directory = || {
+            let Assignment { key, value } = assignment;
+            if value.starts_with('/') {
+                Ok(Some(value.clone()))
+            } else {
+                Err(bad(format!("--set {key}: {value:?} is no absolute path")))
+            }
+        };
+        match assignment.key.as_str() {
+            "cni.mode" => self.mode = Some(one_of(assignment, &["Chain", "Off"])?),
+            "cni.binDir" => self.bin_dir = directory()?,
+            "cni.confDir" => self.conf_dir = directory()?,
+            "cni.waitSeconds" => {
+                let seconds = number(assignment)?;
+                if !(1..=100).contains(&seconds) {
+                    return Err(bad(format!("--set cni.waitSeconds: {seconds} isn't in 1 to 100")));
+                }
+                self.wait_seconds = Some(seconds);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Changes the node agent.
+    fn patch(&self, object: &mut Value) {
+        let Some(pod) = object.pointer_mut("/spec/template/spec") else {
+            return;
+        };
+        for variable in pod["containers"][0]["env"].as_array_mut().into_iter().flatten() {
+            let value = match variable["name"].as_str() {
+                Some("SPILLWAY_CNI_MODE") => self.mode.clone(),
+                Some("SPILLWAY_CNI_WAIT") => self.wait_seconds.map(|s| s.to_string()),
+                _ => None,
+            };
+            if let Some(value) = value {
+                variable["value"] = json!(value);
+            }
+        }
+        for volume in pod["volumes"].as_array_mut().into_iter().flatten() {
+            let path = match volume["name"].as_str() {
+                Some("cni-bin") => &self.bin_dir,
+                Some("cni-conf") => &self.conf_dir,
+                _ => &None,
+            };
+            if let Some(path) = path {
+                volume["hostPath"]["path"] = json!(path);
+            }
+        }
+    }
 }
 
 const COMMON_KEYS: &str = "image.registry, image.tag, image.pullPolicy, log, logFormat";
@@ -239,7 +308,7 @@ impl MemberValues {
 
     /// Sets one value of the chart.
     pub fn set(&mut self, assignment: &Assignment) -> Result<(), Failure> {
-        if self.common.set(assignment)? {
+        if self.common.set(assignment)? || self.cni.set(assignment)? {
             return Ok(());
         }
         match assignment.key.as_str() {
@@ -251,7 +320,10 @@ impl MemberValues {
                     .map(|r| r.trim().to_owned())
                     .collect();
             }
-            other => return Err(unknown(other, "spillway-member", "localRanges")),
+            other => {
+                let own = "localRanges, cni.mode, cni.binDir, cni.confDir, cni.waitSeconds";
+                return Err(unknown(other, "spillway-member", own));
+            }
         }
         Ok(())
     }
@@ -261,6 +333,9 @@ impl MemberValues {
         let mut objects = manifest::member()?;
         for object in &mut objects {
             self.common.patch(object);
+            if name(object) == "spillway-node-agent" && kind(object) == "DaemonSet" {
+                self.cni.patch(object);
+            }
             if name(object) == "spillway-member-agent" && !self.local_ranges.is_empty() {
                 let variables = object
                     .pointer_mut("/spec/template/spec/containers/0/env")

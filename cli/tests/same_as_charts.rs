@@ -117,11 +117,13 @@ fn the_hub_is_the_charts() {
 
 #[test]
 fn the_member_is_the_charts() {
-    let cases: [&[&str]; 4] = [
+    let cases: [&[&str]; 6] = [
         &[],
         &IMAGE,
         &["log=debug", "logFormat=json"],
         &["localRanges={10.32.0.0/12,fd00::/48}"],
+        &["cni.mode=Off", "cni.waitSeconds=7"],
+        &["cni.binDir=/usr/libexec/cni", "cni.confDir=/etc/cni/multus.d"],
     ];
     for set in cases {
         let mut values = MemberValues::default();
@@ -147,6 +149,8 @@ fn the_schema_refuses_what_no_chart_can_use() {
         ("hub", "replica=2"),
         ("member", "image.pullPolicy=Sometimes"),
         ("member", "localRanges={10.0.0.0}"),
+        ("member", "cni.mode=Maybe"),
+        ("member", "cni.confDir=net.d"),
     ] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../deploy/charts")

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::backoff::Backoff;
 use crate::cluster::Cluster;
+use crate::cni::Cni;
 use crate::disk::Disk;
 use crate::gate::{self, Next, Seen, Waiting};
 use crate::health::Health;
@@ -52,6 +53,7 @@ pub(crate) struct Agent<K> {
     disk: Disk,
     health: Health,
     reports: watch::Sender<Option<Report>>,
+    cni: Cni,
     /// What was compiled last, or came from the disk.
     held: NodeInputs,
     applied: Option<Applied>,
@@ -79,6 +81,7 @@ impl<K: Kernel> Agent<K> {
         disk: Disk,
         health: Health,
         reports: watch::Sender<Option<Report>>,
+        cni: Cni,
         node: &str,
         settings: Settings,
     ) -> Self {
@@ -87,6 +90,7 @@ impl<K: Kernel> Agent<K> {
             ..NodeInputs::default()
         });
         held.settings = settings;
+        cni.restore(&held.sandboxes);
         // What an earlier agent had programmed; which facts it had doesn't matter for that.
         let before = compile_numbered(&held).state.flows;
         Self {
@@ -94,6 +98,7 @@ impl<K: Kernel> Agent<K> {
             disk,
             health,
             reports,
+            cni,
             held,
             applied: None,
             uncut: before.ours,
@@ -110,6 +115,7 @@ impl<K: Kernel> Agent<K> {
     /// Goes round for ever.
     pub(crate) async fn run(mut self, cluster: Cluster) {
         let mut changes = cluster.changes();
+        let mut asked = self.cni.asked();
         let mut drift = self.kernel.drift();
         let mut known = drift.borrow_and_update().clone();
         let mut backoff = Backoff::up_to_seconds(30);
@@ -121,6 +127,7 @@ impl<K: Kernel> Agent<K> {
         loop {
             // Before reading, so that what changes meanwhile makes another round.
             changes.borrow_and_update();
+            asked.borrow_and_update();
             let seen = cluster.synced().then(|| cluster.seen());
             if seen.is_none() {
                 tracing::debug!(node = self.held.node, unread = ?cluster.unread(), "not everything was read yet");
@@ -140,6 +147,7 @@ impl<K: Kernel> Agent<K> {
             };
             tokio::select! {
                 event = changes.changed() => if event.is_err() { return },
+                event = asked.changed() => if event.is_err() { return },
                 event = drift.changed() => {
                     if event.is_err() {
                         return;
@@ -179,6 +187,7 @@ impl<K: Kernel> Agent<K> {
             Next::Nothing(waiting) => {
                 let message = waiting.to_string();
                 self.note(Some(waiting));
+                self.cni.unplanned();
                 self.report(
                     None,
                     false,
@@ -187,9 +196,12 @@ impl<K: Kernel> Agent<K> {
                 true
             }
             Next::TearDown => self.tear_down(force).await,
-            Next::Apply(inputs, waiting) => {
+            Next::Apply(mut inputs, waiting) => {
                 self.note(waiting);
-                self.realise(*inputs, force).await
+                let asked = self.cni.begin(&mut inputs);
+                let done = self.realise(*inputs, force).await;
+                self.cni.finish(asked, self.selected(done));
+                done
             }
         };
         self.health.set_ready(done);
@@ -243,6 +255,7 @@ impl<K: Kernel> Agent<K> {
         let found: Vec<String> = problems(&self.held)
             .into_iter()
             .chain(self.missing.clone())
+            .chain(self.cni.problem())
             .collect();
         let ready = self.applied.as_ref().is_some_and(|a| a.desired.tunnel.is_some());
         let verdict = if ready {
@@ -255,6 +268,18 @@ impl<K: Kernel> Agent<K> {
         true
     }
 
+    /// The addresses that the kernel judges by a policy, or what is said of why it can't.
+    fn selected(&self, done: bool) -> Result<BTreeSet<IpAddr>, String> {
+        if done {
+            let pods = self.applied.iter().flat_map(|a| a.desired.flows.pods.keys());
+            return Ok(pods.copied().collect());
+        }
+        let report = self.reports.borrow();
+        Err(report
+            .as_ref()
+            .map_or_else(String::new, |r| r.verdict.message.clone()))
+    }
+
     async fn tear_down(&mut self, force: Force) -> bool {
         self.departed.clear();
         if let Err(error) = self
@@ -264,6 +289,9 @@ impl<K: Kernel> Agent<K> {
             return self.failed("TeardownFailed", &error);
         }
         if !self.torn_down {
+            if let Err(error) = self.cni.torn_down() {
+                return self.failed("TeardownFailed", &error);
+            }
             if let Err(error) = self.disk.clear() {
                 return self.failed("TeardownFailed", &format!("remove the stored inputs: {error}"));
             }

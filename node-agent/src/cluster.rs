@@ -120,6 +120,11 @@ impl Cluster {
         .collect()
     }
 
+    /// A pod of this node.
+    pub(crate) fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
+        self.pods.named(namespace, name)
+    }
+
     /// Says when something changed.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.clone()

@@ -60,6 +60,7 @@ impl Disk {
                 let mut inputs = stored.inputs;
                 if stored.boot != self.boot {
                     inputs.pods.clear();
+                    inputs.sandboxes.clear();
                 }
                 Some(inputs)
             }

@@ -5,6 +5,7 @@
 mod agent;
 mod backoff;
 mod cluster;
+mod cni;
 mod disk;
 mod gate;
 mod health;
@@ -53,6 +54,8 @@ struct Arguments {
     /// the CNI nor kube-proxy uses.
     #[arg(long, env = "SPILLWAY_MARK_MASK", global = true, default_value = "0xff000000", value_parser = mask)]
     mark_mask: u32,
+    #[command(flatten)]
+    cni: cni::Flags,
     /// Log filter, such as `info` or `info,spillway_dataplane=debug`.
     #[arg(long, env = "SPILLWAY_LOG", global = true, default_value = "info")]
     log: String,
@@ -144,15 +147,18 @@ async fn run(
     // As PID 1 of its container a process gets no default action for SIGTERM.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let plugin = arguments.cni.begin(&arguments.state_dir, &arguments.namespace);
     let node = arguments.node;
     tracing::info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
     let client = client().await?;
     let health = health::Health::new();
     let (reports, reported) = watch::channel(None);
     let cluster = cluster::Cluster::watch(&client, &node);
-    let agent = agent::Agent::new(kernel, disk, health.clone(), reports, &node, settings);
+    let cni = plugin.cni.clone();
+    let agent = agent::Agent::new(kernel, disk, health.clone(), reports, cni, &node, settings);
     tokio::spawn(health::serve(arguments.health_listen, health));
     tokio::select! {
+        error = plugin.run(cluster.clone(), client.clone(), node.clone()) => return Err(error),
         () = agent.run(cluster) => anyhow::bail!("the apply loop has ended"),
         () = status::keep(client, node, reported) => anyhow::bail!("the status writer has ended"),
         _ = terminate.recv() => {}

@@ -77,11 +77,16 @@ impl<V: Clone + PartialEq> Mirror<V> {
 
     /// One object of a cluster-scoped kind.
     pub(crate) fn get(&self, name: &str) -> Option<V> {
+        self.named("", name)
+    }
+
+    /// One object.
+    pub(crate) fn named(&self, namespace: &str, name: &str) -> Option<V> {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .objects
-            .get(&(String::new(), name.to_owned()))
+            .get(&(namespace.to_owned(), name.to_owned()))
             .cloned()
     }
 

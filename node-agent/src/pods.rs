@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod as KubePod};
 use spillway_core::node::inputs::Pod;
 
+/// On the API server's copy of a static pod: what kubelet and the runtime call the pod's uid.
+const STATIC_UID: &str = "kubernetes.io/config.mirror";
+
 /// Reduces a pod.
 pub(crate) fn reduce(pod: &KubePod) -> Pod {
     let meta = &pod.metadata;
@@ -20,6 +23,13 @@ pub(crate) fn reduce(pod: &KubePod) -> Pod {
     Pod {
         namespace: meta.namespace.clone().unwrap_or_default(),
         name: meta.name.clone().unwrap_or_default(),
+        uid: meta
+            .annotations
+            .as_ref()
+            .and_then(|a| a.get(STATIC_UID))
+            .or(meta.uid.as_ref())
+            .cloned()
+            .unwrap_or_default(),
         labels: meta.labels.clone().unwrap_or_default(),
         addresses,
         host_network: pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false),

@@ -112,7 +112,13 @@ pub fn workspace(toolbox: &Toolbox) -> anyhow::Result<Vec<Image>> {
             "0:0",
         ),
     ];
+    // Runs in the nodes' own files, which here are this machine's: it needs no libraries of the image.
+    const PLUGIN: Program = Program {
+        package: "spillway-cni",
+        name: "spillway-cni",
+    };
     let binaries = workspace::programs(&DAEMONS.map(|(_, program, _)| program))?;
+    let plugin = workspace::programs(&[PLUGIN])?.remove(0);
     let folder = folder(toolbox)?;
     DAEMONS
         .iter()
@@ -124,6 +130,7 @@ pub fn workspace(toolbox: &Toolbox) -> anyhow::Result<Vec<Image>> {
             add_program(&mut tree, binary, &entrypoint)?;
             if *name == "node-agent" {
                 add_program(&mut tree, &toolbox.bin("nft"), "/usr/sbin/nft")?;
+                add_program(&mut tree, &plugin, "/usr/local/bin/spillway-cni")?;
             }
             let recipe = Recipe {
                 name: (*name).to_owned(),

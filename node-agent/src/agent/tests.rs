@@ -37,6 +37,7 @@ impl Bench {
             Disk::new(directory.path()),
             Health::new(),
             sender,
+            Cni::off(),
             "a-1",
             Settings::default(),
         );

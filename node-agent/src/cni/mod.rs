@@ -1,0 +1,192 @@
+//! The node agent's side of the CNI plugin: pods wait until this node's kernel holds what their policies say.
+//!
+//! ```text
+//!  plugin ─► server ─► lookup   whose pod it is: the watch's copy, else one GET
+//!              │ └───► events   a pod that waits long or is refused says so itself
+//!              ▼
+//!          registry ─► apply loop (agent.rs) ─► standing ─► server answers
+//!                          ├─► cache    for when this agent doesn't answer
+//!                          └─► install  the plugin's file and its place in the CNI's chain
+//! ```
+//!
+//! The loop owns what is programmed, the registry what the CNI gave out; [`Cni`] is all that the loop sees of this.
+
+mod cache;
+mod conf;
+mod events;
+mod flags;
+mod install;
+mod lookup;
+mod registry;
+mod server;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use spillway_core::node::inputs::NodeInputs;
+use spillway_core::node::sandbox::Sandbox;
+use spillway_core::node::scope::Scope;
+use tokio::sync::watch;
+
+pub(crate) use flags::Flags;
+
+use cache::CacheFile;
+use install::Installer;
+use registry::Registry;
+
+/// What the loop last said.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    /// Whether there is a plan; none until that is known.
+    pub(crate) planned: Option<bool>,
+    /// Whom its policies select.
+    pub(crate) scope: Arc<Scope>,
+    /// Addresses that the kernel judges by a policy.
+    pub(crate) selected: Arc<BTreeSet<IpAddr>>,
+    /// Everything that was registered up to this number is programmed.
+    pub(crate) done: u64,
+    /// Why the kernel isn't as it should be.
+    pub(crate) failure: Option<String>,
+}
+
+/// Shared between the loop and the server. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Cni(Arc<Shared>);
+
+struct Shared {
+    registry: Mutex<Registry>,
+    /// Number of the last registration: wakes the loop.
+    asked: watch::Sender<u64>,
+    standing: watch::Sender<Standing>,
+    cache: Option<CacheFile>,
+    installer: Option<Arc<Installer>>,
+}
+
+impl Cni {
+    /// Without a plugin: the loop's calls come to nothing.
+    pub(crate) fn off() -> Self {
+        Self::with(None, None)
+    }
+
+    /// With a plugin that `installer` installs, and a cache in `file`.
+    fn chained(file: PathBuf, installer: Arc<Installer>) -> Self {
+        Self::with(Some(CacheFile::new(file)), Some(installer))
+    }
+
+    fn with(cache: Option<CacheFile>, installer: Option<Arc<Installer>>) -> Self {
+        Self(Arc::new(Shared {
+            registry: Mutex::default(),
+            asked: watch::channel(0).0,
+            standing: watch::channel(Standing::default()).0,
+            cache,
+            installer,
+        }))
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on from what an earlier agent knew.
+    pub(crate) fn restore(&self, sandboxes: &[Sandbox]) {
+        self.registry().restore(sandboxes);
+    }
+
+    /// Says when something was registered.
+    pub(crate) fn asked(&self) -> watch::Receiver<u64> {
+        self.0.asked.subscribe()
+    }
+
+    /// Before the kernel is made to hold what `inputs` ask for: completes them by what the CNI gave out, and sees
+    /// to it that plugin and cache know of the plan. Gives what [`Cni::finish`] is to be told.
+    pub(crate) fn begin(&self, inputs: &mut NodeInputs) -> u64 {
+        let number = self.registry().complete(inputs);
+        let scope = {
+            let standing = self.0.standing.borrow();
+            (standing.planned != Some(true) || !standing.scope.is_of(inputs))
+                .then(|| Arc::new(Scope::of(inputs)))
+        };
+        if let Some(scope) = scope {
+            if let Some(cache) = &self.0.cache {
+                cache.set_scope(&scope);
+            }
+            self.0.standing.send_modify(|s| {
+                s.planned = Some(true);
+                s.scope = scope;
+            });
+        }
+        if let Some(installer) = &self.0.installer {
+            installer.want(true);
+        }
+        number
+    }
+
+    /// After that: the addresses that the kernel now judges, or why it isn't as it should be.
+    pub(crate) fn finish(&self, number: u64, outcome: Result<BTreeSet<IpAddr>, String>) {
+        if let (Some(cache), Ok(selected)) = (&self.0.cache, &outcome) {
+            cache.set_addresses(selected);
+        }
+        self.0.standing.send_modify(|s| match outcome {
+            Ok(selected) => {
+                s.done = number;
+                s.failure = None;
+                if *s.selected != selected {
+                    s.selected = Arc::new(selected);
+                }
+            }
+            Err(failure) => s.failure = Some(failure),
+        });
+    }
+
+    /// There is no plan: nobody is held.
+    pub(crate) fn unplanned(&self) {
+        self.0.standing.send_if_modified(|s| {
+            let news = s.planned != Some(false);
+            s.planned = Some(false);
+            news
+        });
+    }
+
+    /// All was taken out of the kernel: plugin and cache go too.
+    pub(crate) fn torn_down(&self) -> Result<(), String> {
+        *self.registry() = Registry::default();
+        self.0.standing.send_modify(|s| {
+            *s = Standing {
+                planned: Some(false),
+                ..Standing::default()
+            };
+        });
+        let plugin = self.0.installer.as_ref().map_or(Ok(()), |i| i.remove());
+        // Last: while the plugin stands it must find what it needs.
+        let cache = self.0.cache.as_ref().map_or(Ok(()), CacheFile::clear);
+        plugin.and(cache)
+    }
+
+    /// What keeps pods from being held, if anything does.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.0.installer.as_ref()?.problem()
+    }
+
+    fn standing(&self) -> watch::Receiver<Standing> {
+        self.0.standing.subscribe()
+    }
+
+    /// Registers; the number is programmed once [`Standing::done`] is as high.
+    fn add(&self, sandbox: Sandbox) -> u64 {
+        let number = self.registry().add(sandbox);
+        self.0.asked.send_replace(number);
+        number
+    }
+
+    fn remove(&self, gone: impl Fn(&Sandbox) -> bool) {
+        let number = self.registry().remove(gone);
+        if let Some(number) = number {
+            self.0.asked.send_replace(number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
