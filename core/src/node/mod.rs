@@ -37,4 +37,4 @@ mod watched;
 
 pub use compile::{Compiled, compile, compile_numbered};
 pub use problems::problems;
-pub use watched::watched;
+pub use watched::{reachable, watched};

@@ -25,6 +25,21 @@ pub fn watched(inputs: &NodeInputs) -> BTreeMap<NodeRef, Addresses> {
         .collect()
 }
 
+/// All other nodes that tunnel packets may come from and go to, with their overlay addresses.
+pub fn reachable(inputs: &NodeInputs) -> BTreeMap<NodeRef, Addresses> {
+    let Some(plan) = &inputs.plan else {
+        return BTreeMap::new();
+    };
+    let peers = Peers::new(inputs, plan);
+    let others = peers.underlays().map(|(node, _)| node.clone());
+    others
+        .filter_map(|node| {
+            let overlay = peers.get(&node)?.overlay;
+            Some((node, overlay))
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
