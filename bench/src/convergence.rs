@@ -35,6 +35,8 @@ pub(crate) async fn policy_changes(federation: &Federation, figures: &mut Figure
     pod.leaves_from(OUTSIDE, spillway_e2e::federation::Egress::Ip(addresses[0]))
         .await?;
 
+    // The attempt that is under way when the address changes has lost its connection. Until it is given up nothing
+    // is seen of those that would succeed.
     let command = pod.pod().command(&[
         "probe",
         "watch",
@@ -43,7 +45,7 @@ pub(crate) async fn policy_changes(federation: &Federation, figures: &mut Figure
         "--interval",
         "2ms",
         "--timeout",
-        "200ms",
+        "20ms",
         "--json",
     ])?;
     let mut probe = Command::from(command)
