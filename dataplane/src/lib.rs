@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   core::node::compile ──► DesiredState ──► Kernel::apply ──► LinuxKernel: one thread owns every socket
-//!                                                 │              ├─ nft        our table, one transaction
+//!                                                 │              ├─ nft        our tables, one transaction each
 //!            NodeInputs ◄── Facts ◄── Kernel::facts              ├─ link, fdb, neighbours, routes, rules,
 //!                                                 │              │  proxies, sysctls
 //!         apply again  ◄── Drift ◄── Kernel::drift               ├─ announce   gratuitous ARP, unsolicited NA
@@ -12,9 +12,9 @@
 //! State lives in the kernel: an apply observes, compares and writes the difference, so that a second apply
 //! writes nothing, an agent's restart disturbs nothing, and what somebody else changed is repaired. Only from one
 //! state to the next, while nobody else was seen to touch what is ours, the difference between the two is written
-//! at once and the kernel observed afterwards: one pod's change is then one message to the kernel, one policy's
-//! one run of `nft`. A write that doesn't fit, an error, drift and a repeated apply all lead back to observing
-//! first. What is ours is told by its own marks: one nftables table, one device, route and rule protocol number
+//! at once and the kernel observed afterwards: one pod's change is then one message to the kernel, a next hop that
+//! died one message a family, one policy's change one run of `nft`. A write that doesn't fit, an error, drift and a repeated apply all lead back to observing
+//! first. What is ours is told by its own marks: two nftables tables of one name, one device, route and rule protocol number
 //! [`PROTOCOL`]; nothing else is ever removed.
 //!
 //! # The order of one apply
@@ -22,11 +22,13 @@
 //!    through anything but the tunnel, and what arrives by the tunnel without a grant. Standing first, they
 //!    turn every half-way state below into a drop: marked packets whose rule isn't there yet are dropped rather
 //!    than routed by the main table, and a tunnel device never receives before it is guarded.
-//! 2. The tunnel device, its forwarding entries and neighbours, routes, rules, kernel settings.
-//! 3. Proxies last: nobody outside is told to send here before the way on exists.
+//! 2. The tunnel device and its addresses.
+//! 3. The `netdev` table that hooks into the device: it gives replies to egress IPs their way to the peer.
+//! 4. Forwarding entries and neighbours, routes, rules, kernel settings.
+//! 5. Proxies last: nobody outside is told to send here before the way on exists. New ones are announced at once.
 //!
-//! Removal runs the other way round (proxies, rules, routes, neighbours, forwarding entries, device), and the
-//! table goes last of all, so that taking things away is guarded too. Every step is tried even if one before it
+//! Removal runs the other way round (proxies, rules, routes, neighbours, forwarding entries, the `netdev` table,
+//! device), and the first table goes last of all, so that taking things away is guarded too. Every step is tried even if one before it
 //! failed, except that nothing is built while the table couldn't be written.
 
 mod changes;

@@ -34,6 +34,36 @@ async fn drift_is_noticed_and_repaired() {
         ),
         ("ip -6 route del unreachable default table 5711001", false),
         ("ip route add 10.99.0.0/24 dev eth0 proto 87", false),
+        (
+            "ip route change default via 100.64.8.1 dev spillway0 onlink table 5711002 metric 100 proto 87",
+            false,
+        ),
+        (
+            "ip -6 route del default via fd64:5711:2::2 dev spillway0 table 5711002 metric 100",
+            false,
+        ),
+        (
+            "ip -6 route append default via fd64:5711:2::9 dev spillway0 onlink table 5711002 metric 100 proto 87",
+            false,
+        ),
+        ("ip neigh del 203.0.113.10 dev spillway0", false),
+        (
+            "nft delete element inet spillway reply4 { 203.0.113.10 . 5000 }",
+            false,
+        ),
+        (
+            "nft add element inet spillway out_id4 { 02:53:64:40:08:02 . 0x7 . 203.0.113.10 . 3000-3063 }",
+            false,
+        ),
+        ("nft delete table netdev spillway", false),
+        ("nft flush map netdev spillway peers", false),
+        ("nft flush chain netdev spillway steer", false),
+        (
+            "nft flush chain netdev spillway steer; nft delete chain netdev spillway steer; \
+             nft add chain netdev spillway steer \
+             '{ type filter hook egress device \"eth0\" priority 0; }'",
+            false,
+        ),
         ("ip rule add pref 777 fwmark 9 lookup 999 protocol 87", false),
         (
             "bridge fdb del 02:53:64:40:08:01 dev spillway0 dst 192.0.2.2",

@@ -5,9 +5,9 @@ mod support;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use spillway_core::node::state::{DesiredState, ForwardingEntry, ProxyNeighbour, RouteTarget};
+use spillway_core::node::state::{DesiredState, ForwardingEntry, ProxyNeighbour, Route, RouteTarget};
 use spillway_dataplane::{Kernel, Operation};
-use support::fixture::{chain, desired, dump, ip, node};
+use support::fixture::{chain, desired, dump, ip, node, spread};
 use support::{Namespace, eventually, privileged};
 
 #[tokio::test]
@@ -193,7 +193,7 @@ async fn teardown_leaves_what_others_made() {
     assert_eq!(
         done.iter().last().map(|c| c.object.as_str()),
         Some("table inet spillway"),
-        "the guards go last"
+        "the guards go last:\n{done}"
     );
     assert_eq!(node.run(listing), before);
     assert!(kernel.apply(&empty).await.expect("again").is_empty());
@@ -387,10 +387,69 @@ async fn a_failover_is_one_change_a_family() {
         "{text}"
     );
     assert!(
-        text.contains("via fd64:5711:2::2") && !text.contains("via fd64:5711:2::1"),
+        text.contains("default via fd64:5711:2::2") && !text.contains("default via fd64:5711:2::1"),
         "{text}"
     );
     assert!(kernel.apply(&desired).await.expect("again").is_empty());
+}
+
+/// A next hop more or less of several is one replacement a family, in every combination: no moment without a route.
+#[tokio::test]
+async fn next_hops_come_and_go_by_one_replacement() {
+    if !privileged() {
+        return;
+    }
+    let (node, _peer) = node();
+    let kernel = node.kernel();
+    let mut desired = desired();
+    kernel.apply(&desired).await.expect("apply");
+    let hops = |ipv6: bool, last: &[u8]| -> Route {
+        let via = last.iter().map(|n| match ipv6 {
+            true => ip(&format!("fd64:5711:2::{n}")),
+            false => ip(&format!("100.64.8.{n}")),
+        });
+        let mut route = spread(5_711_002, ipv6);
+        route.target = RouteTarget::Spread {
+            device: "spillway0".into(),
+            via: via.collect(),
+        };
+        route
+    };
+    for last in [
+        [1].as_slice(),
+        &[1, 2, 3],
+        &[2, 3],
+        &[3, 4],
+        &[1, 2],
+        &[5],
+        &[1],
+        &[1, 2],
+    ] {
+        desired.routes.retain(|r| r.table != 5_711_002);
+        desired.routes.extend([hops(false, last), hops(true, last)]);
+        let monitor = Monitor::start(&node);
+        let done = kernel.apply(&desired).await.expect("apply");
+        let told = monitor.stop(&node);
+        assert!(done.len() == 2 && !done.repaired(), "to {last:?}:\n{done}");
+        assert!(
+            !told.contains("Deleted") && told.contains("5711002"),
+            "a moment without a route on the way to {last:?}:\n{told}"
+        );
+        // One that knows nothing finds what was meant.
+        let left = node.kernel().plan(&desired).await.expect("plan");
+        assert!(left.is_empty(), "at {last:?}:\n{left}");
+        for family in ["-4", "-6"] {
+            let text = node.run(&format!("ip {family} route show table 5711002"));
+            let count = text.matches(" via ").count();
+            assert_eq!(count, last.len(), "at {last:?}:\n{text}");
+        }
+    }
+    // What somebody did meanwhile to one of the next hops doesn't stop the next change.
+    node.run("ip -6 route del default via fd64:5711:2::2 dev spillway0 table 5711002 metric 100");
+    desired.routes.retain(|r| r.table != 5_711_002);
+    desired.routes.extend([hops(false, &[2]), hops(true, &[2])]);
+    kernel.apply(&desired).await.expect("apply");
+    assert!(node.kernel().plan(&desired).await.expect("plan").is_empty());
 }
 
 /// Only flows from the sources that are asked for are looked at.

@@ -138,6 +138,33 @@ fn draw(dice: &mut Dice) -> Ruleset {
             elements: granted,
         },
     );
+    let slices: BTreeMap<_, _> = (0..60_u16)
+        .filter(|_| dice.below(3) == 0)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .map(|slice| {
+            let first = 1024 + 64 * slice;
+            let last = if dice.below(8) == 0 { first } else { first + 63 };
+            let eip = Atom::Ip(IpAddr::from([203, 0, 113, dice.byte(3)]));
+            let peer = Atom::Number(0x6440_0400 | u32::from(dice.byte(5)));
+            (vec![eip, Atom::Ports(first, last)], Some(peer))
+        })
+        .collect();
+    for (name, expression, port) in [
+        ("reply4", None, "inet_service"),
+        ("reply_err4", Some("ip daddr . @th,224,16 : meta mark"), "integer"),
+    ] {
+        out.sets.insert(
+            name.into(),
+            Set {
+                key: format!("ipv4_addr . {port}"),
+                expression: expression.map(str::to_owned),
+                value: Some("mark".into()),
+                interval: true,
+                elements: slices.clone(),
+            },
+        );
+    }
     let eips = (0..dice.below(12))
         .map(|id| {
             let eip = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(dice.byte(200))]);
@@ -374,6 +401,20 @@ async fn plain_elements_are_written_as_nft_would_write_them() {
     );
     put("away", Atom::Number(0x5300_0102), None);
     put("snat4", Atom::Number(7), Some(Atom::Ip(ip("203.0.113.99"))));
+    let out = after.sets.get_mut("out_id4").expect("set");
+    out.elements.clear();
+    for first in [2048, 4096, 8000] {
+        out.elements
+            .insert(fixture::out(2, "203.0.113.11", first, first + 63), None);
+    }
+    for (set, eip) in [("reply4", "203.0.113.0/24"), ("reply_err6", "2001:db8:2::7")] {
+        let eip = eip.parse().map_or_else(|_| Atom::Ip(ip(eip)), Atom::Net);
+        for (first, last) in [(7000, 7001), (9, 9)] {
+            let key = vec![eip.clone(), Atom::Ports(first, last)];
+            let value = Some(Atom::Number(0x0102_0304));
+            after.sets.get_mut(set).expect("set").elements.insert(key, value);
+        }
+    }
     assert!(batch(&before, &after, 1).is_some(), "it takes no nft");
     let state = |ruleset: &Ruleset| DesiredState {
         ruleset: Some(ruleset.clone()),

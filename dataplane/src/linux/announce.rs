@@ -1,10 +1,12 @@
 //! Tells the segment that an egress IP is now behind our MAC: gratuitous ARP and unsolicited neighbour
 //! advertisements, which neighbours with an older entry take at once.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::libc;
@@ -12,12 +14,12 @@ use tokio::time::sleep;
 
 use crate::{Error, Result};
 
-/// When the three announcements are sent after the take-over. One may be lost, or come before a switch has
-/// relearnt the port.
+/// How long after one announcement the next is sent. The first goes out at once; it may be lost, or come before a
+/// switch has relearnt the port.
 const PAUSES: [Duration; 3] = [
-    Duration::ZERO,
     Duration::from_millis(100),
     Duration::from_millis(400),
+    Duration::from_millis(1_500),
 ];
 
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -34,38 +36,64 @@ pub(super) struct Announcement {
     pub(super) mac: [u8; 6],
 }
 
-/// Announces all of them three times, in the background of the calling thread's runtime.
-pub(super) fn start(announcements: Vec<Announcement>) {
-    if announcements.is_empty() {
-        return;
-    }
-    tokio::spawn(async move {
-        for pause in PAUSES {
-            if !pause.is_zero() {
-                sleep(pause).await;
-            }
-            for announcement in &announcements {
-                if let Err(error) = send(announcement) {
-                    let Announcement { address, device, .. } = announcement;
-                    tracing::warn!(%error, %address, device, "couldn't announce an egress IP");
-                }
-            }
-        }
-    });
+/// Announces what this node answers for, and goes on only while it does: an address that moved on is its new node's
+/// to announce.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Announcer {
+    held: Arc<Mutex<BTreeSet<(IpAddr, u32)>>>,
 }
 
-fn send(announcement: &Announcement) -> Result<()> {
-    let socket = packet_socket().map_err(|source| Error::Open {
-        what: "packet socket",
-        source,
-    })?;
+impl Announcer {
+    fn held(&self) -> MutexGuard<'_, BTreeSet<(IpAddr, u32)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says which addresses the node answers for now, with the indexes of their interfaces.
+    pub(super) fn answers_for(&self, held: BTreeSet<(IpAddr, u32)>) {
+        *self.held() = held;
+    }
+
+    /// Announces all of them at once and three times more in the background of the calling thread's runtime.
+    pub(super) fn start(&self, mut announcements: Vec<Announcement>) {
+        if announcements.is_empty() {
+            return;
+        }
+        send_all(&announcements);
+        let announcer = self.clone();
+        tokio::spawn(async move {
+            for pause in PAUSES {
+                sleep(pause).await;
+                announcements.retain(|a| announcer.held().contains(&(a.address, a.index)));
+                send_all(&announcements);
+            }
+        });
+    }
+}
+
+fn send_all(announcements: &[Announcement]) {
+    let socket = match packet_socket() {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::warn!(%error, "couldn't open a packet socket to announce egress IPs with");
+            return;
+        }
+    };
+    for announcement in announcements {
+        if let Err(error) = send(&socket, announcement) {
+            let Announcement { address, device, .. } = announcement;
+            tracing::warn!(%error, %address, device, "couldn't announce an egress IP");
+        }
+    }
+}
+
+fn send(socket: &OwnedFd, announcement: &Announcement) -> Result<()> {
     let frames = match announcement.address {
         // Some stacks only take requests, some only replies (RFC 5227, 3).
         IpAddr::V4(ip) => vec![arp(announcement.mac, ip, 1), arp(announcement.mac, ip, 2)],
         IpAddr::V6(ip) => vec![advertisement(announcement.mac, ip)],
     };
     for frame in frames {
-        send_frame(&socket, announcement.index, &frame).map_err(|source| Error::Netlink {
+        send_frame(socket, announcement.index, &frame).map_err(|source| Error::Netlink {
             what: format!("announce {} on {}", announcement.address, announcement.device),
             source,
         })?;
@@ -73,7 +101,8 @@ fn send(announcement: &Announcement) -> Result<()> {
     Ok(())
 }
 
-/// A gratuitous ARP frame: sender and target are both `ip` (RFC 826, RFC 5227).
+/// A gratuitous ARP frame: sender and target are both `ip` (RFC 826, RFC 5227). Linux takes a reply for gratuitous only
+/// where it names the sender's hardware address as the target's too, and would otherwise leave a young entry alone.
 fn arp(mac: [u8; 6], ip: Ipv4Addr, operation: u16) -> Vec<u8> {
     let mut frame = Vec::with_capacity(42);
     frame.extend(BROADCAST);
@@ -85,7 +114,7 @@ fn arp(mac: [u8; 6], ip: Ipv4Addr, operation: u16) -> Vec<u8> {
     frame.extend(operation.to_be_bytes());
     frame.extend(mac);
     frame.extend(ip.octets());
-    frame.extend(if operation == 1 { [0; 6] } else { BROADCAST });
+    frame.extend(if operation == 1 { [0; 6] } else { mac });
     frame.extend(ip.octets());
     frame
 }

@@ -2,6 +2,7 @@
 
 mod announce;
 mod conntrack;
+mod direct;
 mod drift;
 mod facts;
 mod link;

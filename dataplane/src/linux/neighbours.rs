@@ -154,6 +154,18 @@ pub(super) struct Held {
     permanent: bool,
 }
 
+/// Neighbours as the kernel holds them where it holds `neighbours`.
+pub(super) fn written<'a>(neighbours: impl IntoIterator<Item = &'a Neighbour>) -> BTreeMap<IpAddr, Held> {
+    let held = |neighbour: &Neighbour| {
+        let held = Held {
+            mac: Some(neighbour.mac),
+            permanent: true,
+        };
+        (neighbour.address, held)
+    };
+    neighbours.into_iter().map(held).collect()
+}
+
 /// Neighbours of the device.
 pub(super) fn neighbours(
     requests: &mut Requests<RouteNetlinkMessage>,

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+    RouteNextHopFlags, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use spillway_core::node::state::{Route, RouteTarget};
@@ -37,6 +37,10 @@ enum Target {
         index: u32,
         via: Option<IpAddr>,
         mtu: u32,
+    },
+    Spread {
+        index: u32,
+        via: BTreeSet<IpAddr>,
     },
     Unreachable,
     /// A form that we never write.
@@ -78,6 +82,7 @@ fn read(message: RouteMessage) -> Option<(Key, Held)> {
     };
     let mut table = u32::from(message.header.table);
     let (mut destination, mut metric, mut device, mut via, mut mtu) = (unspecified, 0, None, None, 0);
+    let mut spread = None;
     let mut plain = message.header.source_prefix_length == 0 && message.header.tos == 0;
     for attribute in &message.attributes {
         match attribute {
@@ -94,8 +99,11 @@ fn read(message: RouteMessage) -> Option<(Key, Held)> {
                     }
                 }
             }
-            RouteAttribute::MultiPath(_)
-            | RouteAttribute::PrefSource(_)
+            RouteAttribute::MultiPath(hops) => {
+                spread = next_hops(hops);
+                plain &= spread.is_some();
+            }
+            RouteAttribute::PrefSource(_)
             | RouteAttribute::Source(_)
             | RouteAttribute::Via(_)
             | RouteAttribute::Encap(_) => plain = false,
@@ -107,12 +115,16 @@ fn read(message: RouteMessage) -> Option<(Key, Held)> {
         IpNet::new(destination, message.header.destination_prefix_length).ok()?,
         metric,
     );
-    let target = match (message.header.kind, device) {
-        (RouteType::Unreachable, _) if plain => Target::Unreachable,
-        (RouteType::Unicast, Some(index)) if plain => Target::Device { index, via, mtu },
+    let target = match (message.header.kind, device, spread) {
+        (RouteType::Unreachable, _, _) if plain => Target::Unreachable,
+        (RouteType::Unicast, Some(index), None) if plain => Target::Device { index, via, mtu },
+        (RouteType::Unicast, None, Some((index, via))) if plain && mtu == 0 => Target::Spread { index, via },
         _ => Target::Other,
     };
     let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL);
+    if let Target::Spread { index, .. } = target {
+        device = Some(index);
+    }
     Some((
         key,
         Held {
@@ -122,6 +134,43 @@ fn read(message: RouteMessage) -> Option<(Key, Held)> {
             message,
         },
     ))
+}
+
+/// The one interface of next hops of equal weight, and their addresses; `None` for what we never write, or where one
+/// of them carries nothing.
+fn next_hops(hops: &[RouteNextHop]) -> Option<(u32, BTreeSet<IpAddr>)> {
+    let index = hops.first()?.interface_index;
+    let unusable = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
+    let via = hops.iter().map(|hop| {
+        let plain = hop.interface_index == index && hop.hops == 0 && !hop.flags.intersects(unusable);
+        let gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => ip(address),
+            _ => None,
+        });
+        gateway.filter(|_| plain)
+    });
+    Some((index, via.collect::<Option<_>>()?))
+}
+
+/// Linux before 4.11 lists an IPv6 route of several next hops as several routes.
+fn together(routes: &[&Held]) -> Option<Target> {
+    let mut all = BTreeSet::new();
+    let mut indexes = BTreeSet::new();
+    for route in routes {
+        match &route.target {
+            Target::Device {
+                index,
+                via: Some(via),
+                mtu: 0,
+            } => {
+                indexes.insert(*index);
+                all.insert(*via);
+            }
+            _ => return None,
+        }
+    }
+    let index = indexes.pop_first().filter(|_| indexes.is_empty())?;
+    Some(Target::Spread { index, via: all })
 }
 
 fn key(route: &Route) -> Key {
@@ -169,6 +218,16 @@ fn message((table, destination, metric): Key, target: &Target) -> RouteMessage {
                     .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(*mtu)]));
             }
         }
+        Target::Spread { index, via } => {
+            let hops = via.iter().map(|via| {
+                let mut hop = RouteNextHop::default();
+                hop.flags = RouteNextHopFlags::Onlink;
+                hop.interface_index = *index;
+                hop.attributes.push(RouteAttribute::Gateway((*via).into()));
+                hop
+            });
+            message.attributes.push(RouteAttribute::MultiPath(hops.collect()));
+        }
         Target::Unreachable | Target::Other => message.header.kind = RouteType::Unreachable,
     }
     message
@@ -197,6 +256,59 @@ fn describe(route: &Route) -> String {
     }
 }
 
+/// A target as the kernel knows it; `None` where there is no such device.
+fn target(wanted: &RouteTarget, index: impl Fn(&str) -> Option<u32>) -> Option<Target> {
+    Some(match wanted {
+        RouteTarget::Unreachable => Target::Unreachable,
+        RouteTarget::Device { device, via, mtu } => Target::Device {
+            index: index(device)?,
+            via: *via,
+            mtu: *mtu,
+        },
+        RouteTarget::Spread { device, via } => {
+            let index = index(device)?;
+            match via.first() {
+                Some(only) if via.len() == 1 => Target::Device {
+                    index,
+                    via: Some(*only),
+                    mtu: 0,
+                },
+                _ => Target::Spread {
+                    index,
+                    via: via.clone(),
+                },
+            }
+        }
+    })
+}
+
+/// Whether deleting what leads to `one` would take something of `whole` away.
+fn part_of(one: &Target, whole: &Target) -> bool {
+    match (one, whole) {
+        (Target::Device { via: Some(one), .. }, Target::Spread { via, .. }) => via.contains(one),
+        _ => one == whole,
+    }
+}
+
+/// Routes as the kernel holds them where it holds `routes`, for those whose devices are there.
+pub(super) fn written<'a>(
+    routes: impl IntoIterator<Item = &'a Route>,
+    index: impl Fn(&str) -> Option<u32>,
+) -> Vec<(Key, Held)> {
+    let held = |route: &Route| {
+        let target = target(&route.target, &index)?;
+        let key = key(route);
+        let held = Held {
+            ours: true,
+            device: None,
+            message: message(key, &target),
+            target,
+        };
+        Some((key, held))
+    };
+    routes.into_iter().filter_map(held).collect()
+}
+
 /// Compares routes. `index` knows interfaces by name.
 pub(super) fn steps(
     held: &[(Key, Held)],
@@ -213,35 +325,28 @@ pub(super) fn steps(
         let object = describe(route);
         let key = key(route);
         wanted_keys.insert(key);
-        let target = match &route.target {
-            RouteTarget::Unreachable => Target::Unreachable,
-            RouteTarget::Spread { .. } => Target::Other,
-            RouteTarget::Device { device, via, mtu } => {
-                let Some(index) = index(device) else {
-                    let action = Action::Impossible(format!("{object}: there is no such device"));
-                    steps.push(Step {
-                        operation: Operation::Add,
-                        object,
-                        action,
-                    });
-                    continue;
-                };
-                Target::Device {
-                    index,
-                    via: *via,
-                    mtu: *mtu,
-                }
-            }
+        let Some(target) = target(&route.target, &index) else {
+            let action = Action::Impossible(format!("{object}: there is no such device"));
+            steps.push(Step {
+                operation: Operation::Add,
+                object,
+                action,
+            });
+            continue;
         };
         let request = RouteNetlinkMessage::NewRoute(message(key, &target));
         match by_key.get(&key).map(Vec::as_slice) {
             None => steps.push(Step::add(object, request)),
             Some([one]) if one.ours && one.target == target => {}
+            Some(several)
+                if several.len() > 1
+                    && several.iter().all(|h| h.ours)
+                    && together(several).as_ref() == Some(&target) => {}
             // Taking the same route over from somebody who wrote it by hand harms nobody; another target would.
             Some(several) if several.iter().all(|h| h.ours || h.target == target) => {
                 steps.push(Step::replace(object, request));
                 // IPv6 keeps several routes under one key, as next hops.
-                for extra in several.iter().skip(1) {
+                for extra in several.iter().skip(1).filter(|h| !part_of(&h.target, &target)) {
                     let gone = RouteNetlinkMessage::DelRoute(extra.message.clone());
                     steps.push(Step::remove(format!("route {} (duplicate)", key.1), gone));
                 }

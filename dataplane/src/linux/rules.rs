@@ -105,6 +105,16 @@ fn describe(rule: &Rule) -> String {
     format!("{family}rule pref {priority} fwmark {mark:#x}/{mask:#x} lookup {table}")
 }
 
+/// Rules as the kernel holds them where it holds `rules`.
+pub(super) fn written<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Vec<Held> {
+    let held = |rule: &Rule| Held {
+        ours: true,
+        rule: Some(rule.clone()),
+        message: message(rule),
+    };
+    rules.into_iter().map(held).collect()
+}
+
 /// Compares rules. New ones are added before old ones go, so that a mark is never without its table.
 pub(super) fn steps(held: &[Held], wanted: &BTreeSet<Rule>) -> Vec<Step> {
     let mut steps = Vec::new();

@@ -8,15 +8,17 @@ use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use spillway_core::node::flows::Flows;
+use spillway_core::node::nft::Ruleset;
 use spillway_core::node::state::{DesiredState, ProxyNeighbour};
 
-use super::announce::{self, Announcement};
+use super::announce::{Announcement, Announcer};
+use super::direct::Direct;
 use super::drift::Watched;
 use super::link::{self, Link};
 use super::netlink::Requests;
 use super::step::{self, Step};
 use super::{conntrack, facts, neighbours, routes, rules, sysctls};
-use crate::nft::Nft;
+use crate::nft::{DEVICE_FAMILY, FAMILY, Nft, batch, between};
 use crate::{Capabilities, Changes, Error, Facts, Operation, Result};
 
 /// What the thread owns.
@@ -24,6 +26,11 @@ pub(super) struct Worker {
     route: Requests<RouteNetlinkMessage>,
     netfilter: Requests<NetfilterMessage>,
     nft: Nft,
+    /// The table whose chain hooks into the tunnel device.
+    steering: Nft,
+    announcer: Announcer,
+    /// Interfaces as last seen. A stale one makes a direct write fail, and everything is compared then.
+    links: BTreeMap<String, Link>,
     capabilities: Option<Capabilities>,
     /// Shared with the listener.
     watched: Arc<Mutex<Watched>>,
@@ -41,7 +48,10 @@ impl Worker {
         Ok(Self {
             route: Requests::open("route netlink socket", NETLINK_ROUTE)?,
             netfilter: Requests::open("netfilter netlink socket", NETLINK_NETFILTER)?,
-            nft: Nft::new(table),
+            nft: Nft::new(FAMILY, table.clone()),
+            steering: Nft::new(DEVICE_FAMILY, table),
+            announcer: Announcer::default(),
+            links: BTreeMap::new(),
             capabilities: None,
             watched: Arc::default(),
         })
@@ -92,18 +102,21 @@ impl Worker {
     /// See [`crate::Kernel::plan`].
     pub(super) async fn plan(&mut self, desired: &DesiredState) -> Result<Changes> {
         let table = self.nft.plan(desired.ruleset.as_ref()).await?;
-        self.plan_with(desired, table)
+        let steering = self.steering.plan(desired.steering.as_ref()).await?;
+        self.plan_with(desired, table, steering)
     }
 
     /// As [`Self::plan`], for what was written last.
     pub(super) async fn verify(&mut self, desired: &DesiredState) -> Result<Changes> {
         let table = self.nft.verify(desired.ruleset.as_ref()).await?;
-        self.plan_with(desired, table)
+        let steering = self.steering.verify(desired.steering.as_ref()).await?;
+        self.plan_with(desired, table, steering)
     }
 
-    fn plan_with(&mut self, desired: &DesiredState, table: Changes) -> Result<Changes> {
+    fn plan_with(&mut self, desired: &DesiredState, table: Changes, steering: Changes) -> Result<Changes> {
         let mut changes = Changes::default();
         let mut links = link::observe(&mut self.route)?;
+        self.links.clone_from(&links);
         let device = link::device_steps(&links, desired.tunnel.as_ref());
         let mut build = device.clear;
         build.extend(device.build);
@@ -129,21 +142,25 @@ impl Worker {
             remove_addresses = remove;
         }
         let rest = self.steps(&links, desired, gone)?;
-        build.extend(rest.build);
-        let remove = rest
-            .remove
-            .into_iter()
-            .chain(remove_addresses)
-            .chain(device.remove);
-        if desired.ruleset.is_some() {
-            changes.extend(table.clone());
-        }
-        for step in build.into_iter().chain(remove) {
-            changes.push(step.operation, step.object);
-        }
-        if desired.ruleset.is_none() {
-            changes.extend(table);
-        }
+        let push = |steps: Vec<Step>| {
+            let mut out = Changes::default();
+            for step in steps {
+                out.push(step.operation, step.object);
+            }
+            out
+        };
+        // Both tables stand before what they are for, and go after it.
+        let (table_first, table_last) = first_or_last(table, desired.ruleset.is_some());
+        let (steering_first, steering_last) = first_or_last(steering, desired.steering.is_some());
+        changes.extend(table_first);
+        changes.extend(push(build));
+        changes.extend(steering_first);
+        changes.extend(push(rest.build));
+        changes.extend(push(rest.remove));
+        changes.extend(push(remove_addresses));
+        changes.extend(steering_last);
+        changes.extend(push(device.remove));
+        changes.extend(table_last);
         Ok(changes)
     }
 
@@ -158,7 +175,7 @@ impl Worker {
                 Err(error) => return Err(error),
             }
         }
-        let bare = self.apply_objects(desired, &mut done, &mut failures);
+        let bare = self.apply_objects(desired, &mut done, &mut failures).await;
         // A device that couldn't be removed stays guarded.
         if desired.ruleset.is_none() && bare {
             match self.nft.apply(None).await {
@@ -184,26 +201,66 @@ impl Worker {
                 "a table that comes or goes is no update".into(),
             ));
         };
-        let quick = self.netfilter.batch("change elements", |sequence| {
-            crate::nft::batch(table, wanted, sequence)
-        });
-        let mut done = match quick {
-            Some(Ok(())) => crate::nft::between(table, wanted).changes,
-            Some(Err(error)) => return Err(error),
-            None => self.nft.update(table, wanted).await?,
-        };
-        if !same_objects(held, desired) {
-            let mut failures = Vec::new();
-            self.apply_objects(desired, &mut done, &mut failures);
-            if !failures.is_empty() {
-                return Err(Error::Incomplete { done, failures });
-            }
+        let mut done = Changes::default();
+        if table != wanted {
+            done.extend(change(&mut self.netfilter, &self.nft, table, wanted).await?);
         }
-        Ok(done)
+        if same_objects(held, desired) {
+            return Ok(done);
+        }
+        let mut failures = Vec::new();
+        if held.tunnel == desired.tunnel && held.steering.is_some() == desired.steering.is_some() {
+            if let (Some(steering), Some(wanted)) = (&held.steering, &desired.steering)
+                && steering != wanted
+            {
+                done.extend(change(&mut self.netfilter, &self.steering, steering, wanted).await?);
+            }
+            self.write_directly(held, desired, &mut done, &mut failures)?;
+        } else {
+            self.apply_objects(desired, &mut done, &mut failures).await;
+        }
+        if failures.is_empty() {
+            Ok(done)
+        } else {
+            Err(Error::Incomplete { done, failures })
+        }
     }
 
-    /// Everything but the table. Answers whether no device is left that shouldn't be.
-    fn apply_objects(
+    /// Writes what differs between two states with one device, and reads nothing.
+    fn write_directly(
+        &mut self,
+        held: &DesiredState,
+        desired: &DesiredState,
+        done: &mut Changes,
+        failures: &mut Vec<Error>,
+    ) -> Result<()> {
+        let direct = Direct::between(held, desired, &self.links)?;
+        step::run(direct.build, &mut self.route, done, failures);
+        let links = std::mem::take(&mut self.links);
+        self.watch(desired, &links);
+        let new = desired.proxies.difference(&held.proxies);
+        self.announcer.start(announcements(&links, new));
+        self.links = links;
+        step::run(direct.remove, &mut self.route, done, failures);
+        Ok(())
+    }
+
+    /// Remembers which interfaces' changes matter, and which addresses are ours to announce.
+    fn watch(&mut self, desired: &DesiredState, links: &BTreeMap<String, Link>) {
+        let index = |name: &String| links.get(name).map(|l| l.index);
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Watched {
+            tunnel: desired.tunnel.as_ref().and_then(|t| index(&t.name)).unwrap_or(0),
+            proxies: desired.proxies.iter().filter_map(|p| index(&p.device)).collect(),
+        };
+        let held = desired.proxies.iter();
+        self.announcer.answers_for(
+            held.filter_map(|p| Some((p.address, index(&p.device)?)))
+                .collect(),
+        );
+    }
+
+    /// Everything but the first table. Answers whether no device is left that shouldn't be.
+    async fn apply_objects(
         &mut self,
         desired: &DesiredState,
         done: &mut Changes,
@@ -229,16 +286,15 @@ impl Worker {
             let rest = link::device_steps(&links, desired.tunnel.as_ref()).build;
             step::run(rest, &mut self.route, done, failures);
         }
-        let index = |name: &String| links.get(name).map(|l| l.index);
-        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Watched {
-            tunnel: desired.tunnel.as_ref().and_then(|t| index(&t.name)).unwrap_or(0),
-            proxies: desired.proxies.iter().filter_map(|p| index(&p.device)).collect(),
-        };
+        self.watch(desired, &links);
         let mut remove_addresses = Vec::new();
         if let Some(tunnel) = &desired.tunnel {
             let (add, remove) = addresses(&links, tunnel);
             step::run(add, &mut self.route, done, failures);
             remove_addresses = remove;
+        }
+        if let Some(steering) = &desired.steering {
+            self.steer(Some(steering), done, failures).await;
         }
 
         match self.steps(&links, desired, None) {
@@ -253,15 +309,26 @@ impl Worker {
                         .get(&p.device)
                         .is_some_and(|l| !proxies_before.contains(&(p.address, l.index)))
                 });
-                announce::start(announcements(&links, new));
+                self.announcer.start(announcements(&links, new));
                 step::run(steps.remove, &mut self.route, done, failures);
             }
             Err(error) => failures.push(error),
         }
         step::run(remove_addresses, &mut self.route, done, failures);
+        if desired.steering.is_none() {
+            self.steer(None, done, failures).await;
+        }
         let failed_before = failures.len();
         step::run(device.remove, &mut self.route, done, failures);
+        self.links = links;
         failures.len() == failed_before
+    }
+
+    async fn steer(&mut self, wanted: Option<&Ruleset>, done: &mut Changes, failures: &mut Vec<Error>) {
+        match self.steering.apply(wanted).await {
+            Ok(changes) => done.extend(changes),
+            Err(error) => failures.push(error),
+        }
     }
 
     /// Announces those of `addresses` that we answer for.
@@ -278,7 +345,7 @@ impl Worker {
                 })
             })
             .collect();
-        announce::start(announcements(&links, held.iter()));
+        self.announcer.start(announcements(&links, held.iter()));
         Ok(())
     }
 
@@ -325,9 +392,33 @@ impl Worker {
     }
 }
 
-/// Whether the two differ in nothing but their tables.
+/// Changes one table where the kernel is known to hold `held`: by itself where that can be, else by a run of nft.
+async fn change(
+    netfilter: &mut Requests<NetfilterMessage>,
+    nft: &Nft,
+    held: &Ruleset,
+    wanted: &Ruleset,
+) -> Result<Changes> {
+    match netfilter.batch("change elements", |sequence| batch(held, wanted, sequence)) {
+        Some(Ok(())) => Ok(between(held, wanted).changes),
+        Some(Err(error)) => Err(error),
+        None => nft.update(held, wanted).await,
+    }
+}
+
+/// What a table changes, before what it is for and after it: it comes first where it is wanted.
+fn first_or_last(table: Changes, wanted: bool) -> (Changes, Changes) {
+    if wanted {
+        (table, Changes::default())
+    } else {
+        (Changes::default(), table)
+    }
+}
+
+/// Whether the two differ in nothing but the first table.
 fn same_objects(a: &DesiredState, b: &DesiredState) -> bool {
     a.tunnel == b.tunnel
+        && a.steering == b.steering
         && a.forwarding == b.forwarding
         && a.neighbours == b.neighbours
         && a.routes == b.routes

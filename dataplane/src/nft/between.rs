@@ -43,7 +43,8 @@ pub fn between(held: &Ruleset, desired: &Ruleset) -> Difference {
     for (name, chain) in differing(&desired.chains, &held.chains) {
         wanted.chains.insert(name.clone(), chain.clone());
     }
-    let difference = difference(&desired.table, Some(&observed), Some(&wanted), &BTreeMap::new());
+    let at = (desired.family.as_str(), desired.table.as_str());
+    let difference = difference(at, Some(&observed), Some(&wanted), &BTreeMap::new());
     if difference.replaces {
         // The part that differs must not stand for the whole.
         return Difference {

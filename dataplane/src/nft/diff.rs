@@ -21,12 +21,12 @@ pub struct Difference {
     pub replaces: bool,
 }
 
-/// Compares the table that the kernel holds with the wanted one.
+/// Compares the table that the kernel holds at this family and name with the wanted one.
 ///
 /// `fingerprints` are the expressions that the kernel was seen to hold for a stamp when we had just written it;
 /// a rule with our stamp but other expressions is somebody else's.
 pub fn difference(
-    table: &str,
+    at: (&str, &str),
     observed: Option<&Observed>,
     desired: Option<&Ruleset>,
     fingerprints: &BTreeMap<String, Digest>,
@@ -34,7 +34,7 @@ pub fn difference(
     match (observed, desired) {
         (None, None) => Difference::default(),
         (Some(_), None) => {
-            let at = format!("{} {table}", super::FAMILY);
+            let at = format!("{} {}", at.0, at.1);
             let mut changes = Changes::default();
             changes.push(Operation::Remove, format!("table {at}"));
             Difference {

@@ -1,9 +1,9 @@
-//! Our nftables table: observed, compared, written in one transaction.
+//! Our nftables tables: observed, compared, written in one transaction.
 //!
 //! Sets are compared element by element. Rules are compared by the digest of their text, which each carries as
 //! its comment, since nft prints rules in a form of its own; a chain whose rules differ in any way is written
 //! anew as a whole. Where even a set's type or a chain's hook differs, the table is replaced. All of this is one
-//! file to `nft -f -`, and so one transaction: packets meet the old table or the new one.
+//! file to `nft -f -`, and so one transaction a table: packets meet the old table or the new one.
 
 mod between;
 mod diff;
@@ -21,20 +21,24 @@ pub use run::Nft;
 
 use spillway_core::node::nft::Atom;
 
-/// Family of our table.
+/// Family of the table with the guards.
 pub const FAMILY: &str = "inet";
 
-/// Name of our table unless an operator chose another.
+/// Family of the table whose chains hook into a device.
+pub const DEVICE_FAMILY: &str = "netdev";
+
+/// Name of our tables unless an operator chose another.
 pub const TABLE: &str = "spillway";
 
 /// The one form that nft prints an atom in: a range that is a prefix as a prefix, a prefix of one address as
-/// the address.
+/// the address, a range of one port as the number.
 pub fn canonical(atom: &Atom) -> Atom {
     match atom {
         Atom::Range(first, last) if first == last => Atom::Ip(*first),
         Atom::Range(first, last) => prefix_of(*first, *last).map_or_else(|| atom.clone(), Atom::Net),
         Atom::Net(net) if net.prefix_len() == net.max_prefix_len() => Atom::Ip(net.addr()),
         Atom::Net(net) => Atom::Net(net.trunc()),
+        Atom::Ports(first, last) if first == last => Atom::Number(u32::from(*first)),
         other => other.clone(),
     }
 }
@@ -78,6 +82,8 @@ mod tests {
             range("10.0.0.5", "10.0.0.5"),
             Atom::Ip("10.0.0.5".parse().expect("address"))
         );
+        assert_eq!(canonical(&Atom::Ports(80, 80)), Atom::Number(80));
+        assert_eq!(canonical(&Atom::Ports(64, 127)), Atom::Ports(64, 127));
         for (a, b) in [
             ("10.0.0.1", "10.0.0.8"),
             ("10.0.0.4", "10.0.0.11"),

@@ -42,7 +42,7 @@ pub struct ObservedSet {
 pub struct ObservedChain {
     /// Where it hooks in.
     pub hook: Option<Hook>,
-    /// `policy drop`, or a device: never ours.
+    /// `policy drop`: never ours.
     pub odd: bool,
     /// Rules in order.
     pub rules: Vec<ObservedRule>,
@@ -175,9 +175,26 @@ fn address(value: &Value) -> Option<IpAddr> {
     value.as_str()?.parse().ok()
 }
 
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    bytes
+        .collect::<std::result::Result<Vec<u8>, _>>()
+        .ok()?
+        .try_into()
+        .ok()
+}
+
+fn range(first: &Value, last: &Value) -> Option<Atom> {
+    let number = |value: &Value| value.as_u64().and_then(|n| u16::try_from(n).ok());
+    match (number(first), number(last)) {
+        (Some(first), Some(last)) => Some(Atom::Ports(first, last)),
+        _ => Some(Atom::Range(address(first)?, address(last)?)),
+    }
+}
+
 fn atom(value: &Value) -> Option<Atom> {
     match value {
-        Value::String(_) => address(value).map(Atom::Ip),
+        Value::String(text) => address(value).map(Atom::Ip).or_else(|| mac(text).map(Atom::Mac)),
         Value::Number(number) => number
             .as_u64()
             .and_then(|n| u32::try_from(n).ok())
@@ -191,7 +208,7 @@ fn atom(value: &Value) -> Option<Atom> {
                         .ok()
                         .map(Atom::Net)
                 }
-                "range" => Some(Atom::Range(address(body.get(0)?)?, address(body.get(1)?)?)),
+                "range" => range(body.get(0)?, body.get(1)?),
                 "jump" => Some(Atom::Jump(body.get("target")?.as_str()?.to_owned())),
                 "goto" => Some(Atom::Goto(body.get("target")?.as_str()?.to_owned())),
                 "drop" => Some(Atom::Drop),
@@ -218,8 +235,7 @@ fn chain(body: &Value) -> ObservedChain {
         odd: body
             .get("policy")
             .and_then(Value::as_str)
-            .is_some_and(|p| p != "accept")
-            || body.get("dev").is_some(),
+            .is_some_and(|p| p != "accept"),
         rules: Vec::new(),
     }
 }
@@ -253,9 +269,62 @@ fn forget_counts(value: &mut Value) {
     }
 }
 
+/// Devices of the chains of a table, from the text that `nft list chains FAMILY` prints: the JSON of nft 1.0.6 leaves
+/// them out.
+pub(super) fn devices(text: &str, table: &str) -> BTreeMap<String, String> {
+    let (mut here, mut chain) = (false, "");
+    let mut out = BTreeMap::new();
+    for line in text.lines().map(str::trim) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["table", _, name, "{"] => here = name == table,
+            ["chain", name, "{"] => chain = name,
+            ["type", ..] if here => {
+                let device = words.iter().skip_while(|w| !w.starts_with("device")).nth(1);
+                if let Some(device) = device {
+                    out.insert(chain.to_owned(), device.trim_matches(['"', ';']).to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_are_read_from_text() {
+        let text = "table netdev other {\n\tchain steer {\n\t\ttype filter hook egress device \"x\" priority filter; \
+                    policy accept;\n\t}\n}\ntable netdev t {\n\tchain plain {\n\t}\n\tchain steer {\n\t\ttype filter \
+                    hook egress device \"spillway0\" priority filter; policy accept;\n\t}\n\tchain lost {\n\t\ttype \
+                    filter hook egress priority filter; policy accept;\n\t}\n}\n";
+        let found = devices(text, "t");
+        assert_eq!(found, [("steer".to_owned(), "spillway0".to_owned())].into());
+    }
+
+    #[test]
+    fn ports_and_hardware_addresses_are_read() {
+        let json = r#"{"nftables": [
+          {"set": {"family": "inet", "name": "out", "table": "t", "type": ["ether_addr", "mark", "ipv4_addr", "integer"],
+            "flags": ["interval"], "elem": [{"concat": ["02:53:64:40:04:01", 7, "1.2.3.4", {"range": [1024, 2047]}]}]}},
+          {"map": {"family": "netdev", "name": "peers", "table": "t", "type": "mark", "map": "ether_addr",
+            "elem": [[1, "02:53:00:00:00:01"]]}}]}"#;
+        let observed = parse(json).expect("readable");
+        let out = &observed.sets["out"];
+        assert_eq!(out.key, "ether_addr . mark . ipv4_addr . integer");
+        let key = vec![
+            Atom::Mac([2, 0x53, 0x64, 0x40, 4, 1]),
+            Atom::Number(7),
+            Atom::Ip("1.2.3.4".parse().expect("address")),
+            Atom::Ports(1024, 2047),
+        ];
+        assert!(!out.odd && out.elements.contains_key(&key));
+        let value = observed.sets["peers"].elements[&vec![Atom::Number(1)]].clone();
+        assert_eq!(value, Some(Atom::Mac([2, 0x53, 0, 0, 0, 1])));
+    }
 
     #[test]
     fn what_nft_prints_is_read() {

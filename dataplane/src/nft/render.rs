@@ -41,15 +41,8 @@ pub(super) fn element(k: &[Atom], value: Option<&Atom>) -> String {
 
 /// `add set` or `add map`.
 pub(super) fn add_set(out: &mut String, at: &str, name: &str, set: &Set) {
-    let flags = if set.interval { " flags interval;" } else { "" };
-    let _ = match &set.value {
-        None => writeln!(out, "add set {at} {name} {{ type {};{flags} }}", set.key),
-        Some(value) => writeln!(
-            out,
-            "add map {at} {name} {{ type {} : {value};{flags} }}",
-            set.key
-        ),
-    };
+    let keyword = if set.value.is_some() { "map" } else { "set" };
+    let _ = writeln!(out, "add {keyword} {at} {name} {{ {} }}", set.head());
 }
 
 /// `add element` or `delete element`, in commands of bounded length.
@@ -61,13 +54,9 @@ pub(super) fn elements(out: &mut String, verb: &str, at: &str, name: &str, eleme
 
 /// `add chain`.
 pub(super) fn add_chain(out: &mut String, at: &str, name: &str, chain: &Chain) {
-    let _ = match &chain.hook {
+    let _ = match chain.head() {
         None => writeln!(out, "add chain {at} {name}"),
-        Some(hook) => writeln!(
-            out,
-            "add chain {at} {name} {{ type {} hook {} priority {}; policy accept; }}",
-            hook.kind, hook.hook, hook.priority
-        ),
+        Some(head) => writeln!(out, "add chain {at} {name} {{ {head} }}"),
     };
 }
 

@@ -10,7 +10,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{Difference, FAMILY, Observed, between, difference, parse};
+use super::observe::devices;
+use super::{DEVICE_FAMILY, Difference, Observed, between, difference, parse};
 use crate::{Changes, Error, Operation, Result};
 
 /// A transaction of ten thousands of elements takes seconds; one that takes this long is stuck.
@@ -19,18 +20,20 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How much of nft's complaints is passed on, in bytes.
 const MESSAGE: usize = 600;
 
-/// Our table, by way of the `nft` program.
+/// One table of ours, by way of the `nft` program.
 #[derive(Debug)]
 pub struct Nft {
+    family: &'static str,
     table: String,
     /// Expressions that the kernel was seen to hold for each stamp just after we wrote it.
     fingerprints: BTreeMap<String, Digest>,
 }
 
 impl Nft {
-    /// A table of this name, of which nothing is known yet.
-    pub fn new(table: String) -> Self {
+    /// A table of this family and name, of which nothing is known yet.
+    pub fn new(family: &'static str, table: String) -> Self {
         Self {
+            family,
             table,
             fingerprints: BTreeMap::new(),
         }
@@ -44,13 +47,24 @@ impl Nft {
 
     /// The table as the kernel holds it, or `None` when there is none.
     pub async fn observe(&self) -> Result<Option<Observed>> {
-        let output = run(&["-j", "-n", "list", "table", FAMILY, &self.table], None).await?;
+        let output = run(&["-j", "-n", "list", "table", self.family, &self.table], None).await?;
         if !output.status.success()
             && String::from_utf8_lossy(&output.stderr).contains("No such file or directory")
         {
             return Ok(None);
         }
-        parse(&succeed("list table", output)?).map(Some)
+        let mut observed = parse(&succeed("list table", output)?)?;
+        let hooks = || observed.chains.values().filter_map(|chain| chain.hook.as_ref());
+        if self.family == DEVICE_FAMILY && hooks().any(|hook| hook.device.is_none()) {
+            let output = run(&["list", "chains", self.family], None).await?;
+            let devices = devices(&succeed("list chains", output)?, &self.table);
+            for (name, chain) in &mut observed.chains {
+                if let Some(hook) = chain.hook.as_mut().filter(|hook| hook.device.is_none()) {
+                    hook.device = devices.get(name).cloned();
+                }
+            }
+        }
+        Ok(Some(observed))
     }
 
     /// What [`Self::apply`] would change.
@@ -72,7 +86,7 @@ impl Nft {
     ///
     /// # Errors
     /// Where nft refuses, as it does when something is missing: [`Self::apply`] then finds out.
-    pub async fn update(&mut self, held: &Ruleset, desired: &Ruleset) -> Result<Changes> {
+    pub async fn update(&self, held: &Ruleset, desired: &Ruleset) -> Result<Changes> {
         let difference = between(held, desired);
         if !difference.changes.is_empty() {
             transaction(&difference.script).await?;
@@ -82,14 +96,15 @@ impl Nft {
 
     /// What is there, and what it lacks.
     async fn compare(&self, desired: Option<&Ruleset>) -> Result<(Option<Observed>, Difference)> {
-        if let Some(other) = desired.filter(|d| d.family != FAMILY || d.table != self.table) {
+        if let Some(other) = desired.filter(|d| d.family != self.family || d.table != self.table) {
             return Err(Error::Impossible(format!(
-                "table {} {} was asked for, but this kernel was opened for table {FAMILY} {}",
-                other.family, other.table, self.table
+                "table {} {} was asked for, but this kernel was opened for table {} {}",
+                other.family, other.table, self.family, self.table
             )));
         }
         let observed = self.observe().await?;
-        let difference = difference(&self.table, observed.as_ref(), desired, &self.fingerprints);
+        let at = (self.family, self.table.as_str());
+        let difference = difference(at, observed.as_ref(), desired, &self.fingerprints);
         Ok((observed, difference))
     }
 
@@ -107,7 +122,7 @@ impl Nft {
         }
         let whole = desired.map(super::whole);
         let mut changes = first.changes;
-        let replaced = format!("table {FAMILY} {} (replaced: ", self.table);
+        let replaced = format!("table {} {} (replaced: ", self.family, self.table);
         if let Err(error) = transaction(&first.script).await {
             let Some(whole) = whole.as_ref().filter(|_| !first.replaces) else {
                 return Err(error);

@@ -41,6 +41,71 @@ pub fn set(
     }
 }
 
+/// The same set, declared by an expression.
+pub fn declared(expression: &str, set: Set) -> Set {
+    Set {
+        expression: Some(expression.to_owned()),
+        ..set
+    }
+}
+
+/// What peer `peer` may send as identity 7.
+pub fn out(peer: u8, eip: &str, first: u16, last: u16) -> Vec<Atom> {
+    vec![
+        Atom::Mac([2, 0x53, 100, 64, 8, peer]),
+        Atom::Number(7),
+        Atom::Ip(ip(eip)),
+        Atom::Ports(first, last),
+    ]
+}
+
+/// The table that gives replies their way to the peer.
+pub fn steering() -> Ruleset {
+    let mut steer = chain(
+        Some(("filter", "egress", 0)),
+        &[
+            "ether daddr 02:53:00:00:00:00 meta mark != 0x00000000 ether daddr set meta mark map @peers \
+             meta mark set 0x00000000",
+        ],
+    );
+    if let Some(hook) = &mut steer.hook {
+        hook.device = Some("spillway0".into());
+    }
+    let peer = |n: u8| {
+        (
+            vec![Atom::Number(0x6440_0800 | u32::from(n))],
+            Some(Atom::Mac([2, 0x53, 100, 64, 8, n])),
+        )
+    };
+    Ruleset {
+        family: "netdev".into(),
+        table: "spillway".into(),
+        sets: BTreeMap::from([(
+            "peers".into(),
+            set("mark", Some("ether_addr"), false, [peer(1), peer(2)]),
+        )]),
+        chains: BTreeMap::from([("steer".into(), steer)]),
+    }
+}
+
+/// A default route to both peers.
+pub fn spread(table: u32, ipv6: bool) -> Route {
+    let (destination, via) = if ipv6 {
+        ("::/0", ["fd64:5711:2::1", "fd64:5711:2::2"])
+    } else {
+        ("0.0.0.0/0", ["100.64.8.1", "100.64.8.2"])
+    };
+    Route {
+        table,
+        destination: destination.parse().expect("prefix"),
+        metric: 100,
+        target: RouteTarget::Spread {
+            device: "spillway0".into(),
+            via: via.map(ip).into(),
+        },
+    }
+}
+
 pub fn ruleset() -> Ruleset {
     let net = |s: &str| Atom::Net(s.parse().expect("prefix"));
     Ruleset {
@@ -86,6 +151,51 @@ pub fn ruleset() -> Ruleset {
                         (vec![net("100.64.4.0/22"), Atom::Number(7)], None),
                         (vec![net("100.64.8.0/22"), Atom::Number(7)], None),
                     ],
+                ),
+            ),
+            (
+                "reply4".into(),
+                set(
+                    "ipv4_addr . inet_service",
+                    Some("mark"),
+                    true,
+                    [
+                        (
+                            vec![Atom::Ip(ip("203.0.113.10")), Atom::Ports(1024, 2047)],
+                            Some(Atom::Number(0x6440_0801)),
+                        ),
+                        (
+                            vec![Atom::Ip(ip("203.0.113.10")), Atom::Ports(5000, 5000)],
+                            Some(Atom::Number(0x6440_0802)),
+                        ),
+                    ],
+                ),
+            ),
+            (
+                "reply_err6".into(),
+                declared(
+                    "ip6 daddr . @th,384,16 : meta mark",
+                    set(
+                        "ipv6_addr . integer",
+                        Some("mark"),
+                        true,
+                        [(
+                            vec![Atom::Ip(ip("2001:db8:1::10")), Atom::Ports(1024, 2047)],
+                            Some(Atom::Number(0x6440_0801)),
+                        )],
+                    ),
+                ),
+            ),
+            (
+                "out_id4".into(),
+                declared(
+                    "ether saddr . meta mark . ip saddr . icmp id",
+                    set(
+                        "ether_addr . mark . ipv4_addr . integer",
+                        None,
+                        true,
+                        [(out(1, "203.0.113.10", 1024, 2047), None)],
+                    ),
                 ),
             ),
             (
@@ -177,8 +287,18 @@ pub fn desired() -> DesiredState {
                 address: ip("fd64:5711:2::1"),
                 mac: mac(1),
             },
+            Neighbour {
+                address: ip("203.0.113.10"),
+                mac: [2, 0x53, 0, 0, 0, 0],
+            },
+            Neighbour {
+                address: ip("2001:db8:1::10"),
+                mac: [2, 0x53, 0, 0, 0, 0],
+            },
         ]),
         routes: BTreeSet::from([
+            spread(5_711_002, false),
+            spread(5_711_002, true),
             Route {
                 table: 5_711_001,
                 destination: "0.0.0.0/0".parse().expect("prefix"),
@@ -257,6 +377,7 @@ pub fn desired() -> DesiredState {
             ("net/ipv6/conf/eth0/proxy_ndp".to_owned(), "1".to_owned()),
         ]),
         ruleset: Some(ruleset()),
+        steering: Some(steering()),
         ..DesiredState::default()
     }
 }
@@ -275,9 +396,9 @@ pub fn node() -> (Namespace, Namespace) {
 pub fn dump(node: &Namespace) -> String {
     node.run(
         "ip -d link show spillway0 | sed -n '/vxlan/p;/ether/p;/alias/p'; ip -o addr show spillway0 | sed 's/ valid_lft.*//; s/^[0-9]*: //'; \
-         bridge fdb show dev spillway0 | sort; ip neigh show dev spillway0; ip -6 neigh show dev spillway0; \
+         bridge fdb show dev spillway0 | sort; ip neigh show dev spillway0 | sort; \
          ip route show table all proto 87; ip -6 route show table all proto 87; \
          ip rule; ip -6 rule; ip neigh show proxy; ip -6 neigh show proxy; \
-         nft list table inet spillway | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'",
+         { nft list table inet spillway; nft list table netdev spillway; } | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'",
     )
 }
