@@ -21,3 +21,4 @@ pub mod node;
 pub mod overlay;
 pub mod plan;
 pub mod resolve;
+pub mod slices;

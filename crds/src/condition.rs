@@ -15,6 +15,8 @@ pub enum ConditionType {
     Programmed,
     /// The member's agent has a live stream to the hub.
     Connected,
+    /// Every node that uses the gateway has ports of its egress IPs, and those that need more can get them.
+    PortsAvailable,
     /// The member agent holds a certificate that the hub issued.
     Enrolled,
 }
@@ -26,6 +28,7 @@ impl ConditionType {
             Self::Accepted => "Accepted",
             Self::Programmed => "Programmed",
             Self::Connected => "Connected",
+            Self::PortsAvailable => "PortsAvailable",
             Self::Enrolled => "Enrolled",
         }
     }

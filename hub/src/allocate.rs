@@ -4,9 +4,9 @@ use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use kube::{Api, Client};
 use serde::Serialize;
-use spillway_core::resolve::{Allocations, MemberAllocation};
+use spillway_core::resolve::{Allocations, GatewayAllocation, MemberAllocation};
 use spillway_crds::address::PrefixPair;
-use spillway_crds::hub::{EgressGateway, IdentityRecord, Member};
+use spillway_crds::hub::{AddressSlices, EgressGateway, IdentityRecord, Member};
 
 use crate::api::{ALLOCATIONS, Failure, Guard, apply_status};
 use crate::lease::Leadership;
@@ -26,6 +26,8 @@ pub(crate) struct MemberFields<'a> {
 struct GatewayFields<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     identities: &'a [IdentityRecord],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    slices: &'a [AddressSlices],
 }
 
 /// Writes allocations.
@@ -58,9 +60,9 @@ impl Recorder {
                 writes.push(self.member(mirrors, name, member, allocation).boxed());
             }
         }
-        for (name, identities) in &allocations.gateways {
+        for (name, given) in &allocations.gateways {
             if let Some(gateway) = snapshot.gateways.get(name) {
-                writes.push(self.gateway(mirrors, name, gateway, identities).boxed());
+                writes.push(self.gateway(mirrors, name, gateway, given).boxed());
             }
         }
         let mut writes = futures::stream::iter(writes).buffer_unordered(PARALLEL);
@@ -102,22 +104,26 @@ impl Recorder {
         mirrors: &Mirrors,
         name: &str,
         gateway: &EgressGateway,
-        identities: &[IdentityRecord],
+        given: &GatewayAllocation,
     ) -> bool {
-        let fields = GatewayFields { identities };
+        let fields = GatewayFields {
+            identities: &given.identities,
+            slices: &given.slices,
+        };
         match self.write(&self.gateways, &gateway.metadata, &fields).await {
             Ok(written) => {
                 tracing::info!(
                     gateway = name,
-                    identities = identities.len(),
-                    "identities recorded"
+                    identities = given.identities.len(),
+                    addresses = given.slices.len(),
+                    "identities and port slices recorded"
                 );
                 mirrors.gateways.written(written);
                 true
             }
             Err(error) => {
                 if !error.is_conflict() {
-                    tracing::warn!(gateway = name, %error, "identities can't be recorded yet");
+                    tracing::warn!(gateway = name, %error, "identities and port slices can't be recorded yet");
                 }
                 false
             }

@@ -12,6 +12,7 @@
 //! writes statuses. What one replica has written comes to the others, and back to itself, by the watch.
 #![forbid(unsafe_code)]
 
+mod absent;
 mod allocate;
 mod api;
 mod args;

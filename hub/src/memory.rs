@@ -1,7 +1,7 @@
 //! What this replica has seen recorded. Somebody may wipe a status by hand; nobody may be given another
 //! number by that, nor lose what runs.
 //!
-//! A member's status is put back as it was. Of gateways only the numbers are remembered: plans wait for
+//! A member's status is put back as it was. Of gateways the numbers and port slices are remembered: plans wait for
 //! their being recorded again.
 
 use std::collections::BTreeMap;
@@ -12,8 +12,10 @@ use kube::{Api, Client};
 use serde::Serialize;
 use spillway_core::address::Addresses;
 use spillway_core::alloc::{self, Egress};
-use spillway_crds::hub::{EgressGateway, Member, MemberStatus};
+use spillway_crds::hub::{AddressSlices, EgressGateway, Member, MemberStatus};
+use tokio::time::Instant;
 
+use crate::absent::Absent;
 use crate::allocate::MemberFields;
 use crate::api::{ALLOCATIONS, ENROLMENT, Failure, Guard, LINK, apply_status};
 use crate::enroll::Serials;
@@ -28,6 +30,9 @@ pub(crate) struct Memory {
     numbers: Arc<alloc::Memory>,
     /// Members with a number, as they were seen last.
     members: BTreeMap<String, Arc<Member>>,
+    /// Port slices of gateways as they were recorded last, with the object's uid.
+    slices: BTreeMap<String, (Option<String>, Vec<AddressSlices>)>,
+    absent: Absent,
     /// Objects for which plans are held, as the log was told.
     pub(crate) missed: Vec<String>,
 }
@@ -60,11 +65,45 @@ impl Memory {
                 (None, None) => {}
             }
         }
+        self.slices.retain(|name, _| snapshot.gateways.contains_key(name));
         for (name, gateway) in &snapshot.gateways {
             self.learn_identities(name, gateway);
+            if let Some(lost) = self.slices(name, gateway) {
+                snapshot.lost.insert(name.clone(), lost);
+            }
         }
         snapshot.numbers = self.numbers.clone();
+        snapshot.gone = self.absent.look(snapshot, Instant::now());
         wiped
+    }
+
+    /// When a node that is missing now will count as gone, if nothing changes before.
+    pub(crate) fn next_gone(&self) -> Option<Instant> {
+        self.absent.next()
+    }
+
+    /// Learns a gateway's slices, or returns what they were where the whole status was wiped: slices that ended
+    /// regularly leave the conditions behind.
+    fn slices(&mut self, name: &str, gateway: &EgressGateway) -> Option<Vec<AddressSlices>> {
+        let uid = &gateway.metadata.uid;
+        let status = gateway.status.as_ref();
+        let wiped = status.is_none_or(|s| {
+            s.conditions.is_empty()
+                && s.identities.is_empty()
+                && s.slices.is_empty()
+                && s.ready_nodes.is_none()
+        });
+        if wiped {
+            let (known, slices) = self.slices.get(name)?;
+            return (known == uid).then(|| slices.clone());
+        }
+        let recorded = status.map_or(&[][..], |s| &s.slices);
+        let same = |(u, s): &(Option<String>, Vec<AddressSlices>)| u == uid && s == recorded;
+        if !self.slices.get(name).is_some_and(same) {
+            let known = (uid.clone(), recorded.to_vec());
+            self.slices.insert(name.to_owned(), known);
+        }
+        None
     }
 
     fn learn_identities(&mut self, name: &str, gateway: &EgressGateway) {

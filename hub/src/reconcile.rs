@@ -1,5 +1,6 @@
 //! The one loop: something changed, so everything is resolved anew, and only differences go anywhere.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +57,14 @@ fn hold(resolution: &mut Resolution, unknown: &[String]) {
     }
 }
 
+/// Waits for ever where there is nothing to wait for.
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Resolves and distributes.
 pub(crate) struct Reconciler {
     pub(crate) client: Client,
@@ -94,6 +103,7 @@ impl Reconciler {
                     }
                 }
                 () = tokio::time::sleep(RETRY), if end != End::Settled => {}
+                () = until(memory.next_gone()) => {}
             }
         }
     }
@@ -143,6 +153,14 @@ impl Reconciler {
             let programmed = member.progress.programmed.as_ref();
             let digest = programmed.and_then(|d| d.parse().ok());
             member.in_force = digest.and_then(|d| self.plans.past(&member.name, &d));
+            let named: BTreeSet<_> = member.nodes.iter().filter_map(|n| n.programmed.clone()).collect();
+            member.plans = named
+                .into_iter()
+                .filter_map(|d| {
+                    let plan = self.plans.past(&member.name, &d.parse().ok()?)?;
+                    Some((d, plan))
+                })
+                .collect();
         }
         match tokio::task::spawn_blocking(move || resolve(&state)).await {
             Ok(resolution) => Some(resolution),

@@ -1,14 +1,16 @@
 //! All objects that decide, and one consistent look at them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::core::DeserializeGuard;
 use kube::{Api, Client};
 use spillway_core::alloc::{Memory, OverlayRange};
-use spillway_core::resolve::FederationState;
-use spillway_crds::hub::{EgressGateway, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member};
-use spillway_crds::member::{PolicyRef, Tunnel};
+use spillway_core::resolve::{FederationState, GatewayInput};
+use spillway_crds::hub::{
+    AddressSlices, EgressGateway, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member,
+};
+use spillway_crds::member::{NodeRef, PolicyRef, Tunnel};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -94,6 +96,8 @@ impl Mirrors {
             ]
             .concat(),
             numbers: Arc::default(),
+            lost: BTreeMap::new(),
+            gone: BTreeSet::new(),
         }
     }
 }
@@ -127,6 +131,10 @@ pub(crate) struct Snapshot {
     pub(crate) unknown: Vec<String>,
     /// Numbers that were in use before.
     pub(crate) numbers: Arc<Memory>,
+    /// Port slices of gateways whose status was wiped, as they were.
+    pub(crate) lost: BTreeMap<String, Vec<AddressSlices>>,
+    /// Nodes with ports that their members have long not reported any more.
+    pub(crate) gone: BTreeSet<NodeRef>,
 }
 
 impl Snapshot {
@@ -137,7 +145,15 @@ impl Snapshot {
             tunnel: tunnel.clone(),
             memory: self.numbers.clone(),
             members: self.members.values().map(|m| (&**m).into()).collect(),
-            gateways: self.gateways.values().map(|g| (&**g).into()).collect(),
+            gateways: self
+                .gateways
+                .iter()
+                .map(|(name, g)| GatewayInput {
+                    lost: self.lost.get(name).cloned().unwrap_or_default(),
+                    ..(&**g).into()
+                })
+                .collect(),
+            gone: self.gone.clone(),
             policies: self
                 .policies
                 .values()

@@ -11,8 +11,8 @@ use serde::Serialize;
 use spillway_core::resolve::{GatewayOutcome, PolicyOutcome, Resolution};
 use spillway_crds::condition::{Condition, Verdict};
 use spillway_crds::hub::{
-    EgressGateway, EgressGatewayStatus, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member,
-    PolicyStatus, ResolvedEgress,
+    AddressHolder, EgressGateway, EgressGatewayStatus, FederatedClusterEgressPolicy, FederatedEgressPolicy,
+    Member, PolicyStatus, ResolvedEgress,
 };
 use tokio::sync::watch;
 
@@ -38,6 +38,8 @@ struct GatewayFields {
     holder: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ready_nodes: Option<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    holders: Vec<AddressHolder>,
     conditions: Vec<Condition>,
 }
 
@@ -113,11 +115,13 @@ fn gateway_fields(
     let fields = GatewayFields {
         holder: outcome.holder.clone(),
         ready_nodes: Some(outcome.ready_nodes),
+        holders: outcome.holders.clone(),
         conditions: own(&status.conditions, meta.generation, &outcome.verdicts, now),
     };
     let standing = GatewayFields {
         holder: status.holder,
         ready_nodes: status.ready_nodes,
+        holders: status.holders,
         conditions: mine(&status.conditions, &outcome.verdicts),
     };
     (fields != standing).then_some(fields)

@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use spillway_crds::hub::MemberNode;
-use spillway_crds::member::NodeRef;
+use spillway_crds::hub::{MemberNode, Translation};
+use spillway_crds::member::{GatewayNode, GatewayNodeState, NodeRef};
 
-use super::{Fault, FederationState, GatewayInput, MemberInput};
+use super::{Fault, Federation, GatewayInput, MemberInput};
 use crate::address::{Addresses, Pool, Problem};
 use crate::alloc::{Egress, MemberBlock};
 use crate::plan::Digest;
 
 /// Most nodes that a plan lists for one gateway.
 const MAX_NODES: usize = 256;
+/// Feature of a kernel that stateless gateways need.
+const EGRESS_HOOK: &str = "egress-hook";
 
 /// All gateways, by name.
 pub(super) struct Gateways<'a> {
@@ -29,23 +31,24 @@ pub(super) struct Gateway<'a> {
     pub(super) faults: Vec<Fault>,
     /// Selected nodes by member, ready or not, sorted by name.
     pub(super) hosts: BTreeMap<&'a str, Vec<&'a MemberNode>>,
-    /// Ready nodes, best first.
-    pub(super) order: Vec<NodeRef>,
+    /// Nodes, best first: those that are ready, those that aren't, those that are being drained.
+    pub(super) order: Vec<GatewayNode>,
+    /// Where packets get their egress IP: what was asked for, where every node's kernel can do it.
+    pub(super) translation: Translation,
+    /// The node whose kernel can't.
+    pub(super) unfit: Option<NodeRef>,
 }
 
 impl<'a> Gateways<'a> {
-    pub(super) fn new(
-        state: &'a FederationState,
-        members: &BTreeMap<&'a str, &'a MemberInput>,
-        blocks: &BTreeMap<&'a str, MemberBlock>,
-    ) -> Self {
+    pub(super) fn new(federation: &Federation<'a>) -> Self {
+        let state = federation.state;
         let inputs: BTreeMap<_, _> = state.gateways.iter().map(|g| (g.name.as_str(), g)).collect();
         let mut sorted: Vec<_> = inputs.into_values().collect();
         sorted.sort_by_key(|g| (g.created, &g.name));
         let overlay = [IpNet::V4(state.overlay.v4()), IpNet::V6(state.overlay.v6())];
         let mut older: Vec<Gateway<'a>> = Vec::new();
         for input in sorted {
-            let mut gateway = Gateway::new(input, members, blocks);
+            let mut gateway = Gateway::new(input, federation);
             gateway.claim(&overlay, &older);
             older.push(gateway);
         }
@@ -85,11 +88,7 @@ impl<'a> Gateways<'a> {
 }
 
 impl<'a> Gateway<'a> {
-    fn new(
-        input: &'a GatewayInput,
-        members: &BTreeMap<&'a str, &'a MemberInput>,
-        blocks: &BTreeMap<&'a str, MemberBlock>,
-    ) -> Self {
+    fn new(input: &'a GatewayInput, federation: &Federation<'a>) -> Self {
         let (pool, bad) = Pool::parse(&input.spec.addresses);
         let mut faults: Vec<_> = bad
             .into_iter()
@@ -110,7 +109,7 @@ impl<'a> Gateway<'a> {
                     format!("spec.nodes[{i}] repeats an earlier entry; remove one of the two"),
                 ));
             }
-            let Some((name, member)) = members.get_key_value(entry.member.as_str()) else {
+            let Some((name, nodes)) = federation.nodes.get_key_value(entry.member.as_str()) else {
                 faults.push(Fault::new(
                     "UnknownMember",
                     format!(
@@ -120,12 +119,11 @@ impl<'a> Gateway<'a> {
                 ));
                 continue;
             };
-            let nodes = usable_nodes(member, blocks.get(name));
-            hosts.entry(name).or_default().extend(
-                nodes
-                    .into_iter()
-                    .filter(|(_, n)| entry.selector.matches(&n.labels)),
-            );
+            let selected = nodes.iter().filter(|(_, n)| entry.selector.matches(&n.labels));
+            hosts
+                .entry(name)
+                .or_default()
+                .extend(selected.map(|(k, n)| (*k, *n)));
         }
         hosts.retain(|_, nodes| !nodes.is_empty());
         let hosts: BTreeMap<_, Vec<_>> = hosts
@@ -133,6 +131,8 @@ impl<'a> Gateway<'a> {
             .map(|(m, nodes)| (m, nodes.into_values().collect()))
             .collect();
         let order = order(&input.name, &hosts);
+        let asked = input.spec.translation;
+        let unfit = unfit(&hosts).filter(|_| asked == Translation::SourceNode);
         Self {
             input,
             pool,
@@ -140,7 +140,19 @@ impl<'a> Gateway<'a> {
             faults,
             hosts,
             order,
+            translation: if unfit.is_some() {
+                Translation::GatewayNode
+            } else {
+                asked
+            },
+            unfit,
         }
+    }
+
+    /// Its ready nodes, best first.
+    pub(super) fn ready(&self) -> impl Iterator<Item = &NodeRef> {
+        let ready = |n: &&GatewayNode| n.state == GatewayNodeState::Ready;
+        self.order.iter().filter(ready).map(|n| &n.node)
     }
 
     /// Checks that the pool is nobody else's.
@@ -229,23 +241,45 @@ const fn is_reachable(address: IpAddr) -> bool {
     !nobody && !local
 }
 
-/// Ready nodes by rendezvous hash, highest first: the loss of a node moves only what it carried.
-fn order(gateway: &str, hosts: &BTreeMap<&str, Vec<&MemberNode>>) -> Vec<NodeRef> {
+/// Nodes by what is known of them, then by rendezvous hash, highest first: the loss of a node moves only what it
+/// carried.
+fn order(gateway: &str, hosts: &BTreeMap<&str, Vec<&MemberNode>>) -> Vec<GatewayNode> {
     let mut ranked: Vec<_> = hosts
         .iter()
-        .flat_map(|(member, nodes)| nodes.iter().filter(|n| n.ready).map(move |n| (*member, n)))
+        .flat_map(|(member, nodes)| nodes.iter().map(move |n| (*member, n)))
         .map(|(member, node)| {
+            let state = if node.draining {
+                GatewayNodeState::Draining
+            } else if node.ready {
+                GatewayNodeState::Ready
+            } else {
+                GatewayNodeState::NotReady
+            };
             let weight = Digest::of(format!("{gateway}/{member}/{}", node.name).as_bytes());
-            (
-                weight,
-                NodeRef {
-                    member: member.into(),
-                    node: node.name.clone(),
-                },
-            )
+            let node = NodeRef {
+                member: member.into(),
+                node: node.name.clone(),
+            };
+            (state, std::cmp::Reverse((weight, node.clone())), node)
         })
         .collect();
-    ranked.sort_by(|a, b| b.cmp(a));
+    ranked.sort();
     ranked.truncate(MAX_NODES);
-    ranked.into_iter().map(|(_, n)| n).collect()
+    ranked
+        .into_iter()
+        .map(|(state, _, node)| GatewayNode { node, state })
+        .collect()
+}
+
+/// A node whose kernel has no egress hook. One that has reported nothing of its kernel yet isn't meant.
+fn unfit(hosts: &BTreeMap<&str, Vec<&MemberNode>>) -> Option<NodeRef> {
+    let mut nodes = hosts
+        .iter()
+        .flat_map(|(member, nodes)| nodes.iter().map(move |n| (*member, n)));
+    let (member, node) =
+        nodes.find(|(_, n)| !n.features.is_empty() && !n.features.iter().any(|f| f == EGRESS_HOOK))?;
+    Some(NodeRef {
+        member: member.into(),
+        node: node.name.clone(),
+    })
 }

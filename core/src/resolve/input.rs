@@ -1,6 +1,6 @@
 //! What resolution reads: the hub's objects without what only the API server needs of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -8,10 +8,10 @@ use spillway_crds::LabelSelector;
 use spillway_crds::address::PrefixPair;
 use spillway_crds::condition::ConditionType;
 use spillway_crds::hub::{
-    Destinations, EgressGateway, EgressGatewaySpec, FederatedClusterEgressPolicy, FederatedEgressPolicy,
-    IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Through,
+    AddressSlices, Destinations, EgressGateway, EgressGatewaySpec, FederatedClusterEgressPolicy,
+    FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Through,
 };
-use spillway_crds::member::{PolicyRef, Tunnel};
+use spillway_crds::member::{NodeRef, PolicyRef, Tunnel};
 
 use crate::alloc::{Memory, OverlayRange};
 use crate::plan::Plan;
@@ -31,6 +31,8 @@ pub struct FederationState {
     pub policies: Vec<PolicyInput>,
     /// Numbers that were in use before. They decide only about what isn't recorded.
     pub memory: Arc<Memory>,
+    /// Nodes that had ports and that their members have long not reported any more.
+    pub gone: BTreeSet<NodeRef>,
 }
 
 /// A member.
@@ -59,6 +61,9 @@ pub struct MemberInput {
     /// The plan that `progress.programmed` is the digest of, where it is still known: it tells which
     /// policies a newer plan leaves as they are.
     pub in_force: Option<Arc<Plan>>,
+    /// Earlier plans by digest, as far as nodes have them and they are still known: they tell which ports each node
+    /// knows of.
+    pub plans: BTreeMap<String, Arc<Plan>>,
 }
 
 /// A gateway.
@@ -72,6 +77,10 @@ pub struct GatewayInput {
     pub spec: EgressGatewaySpec,
     /// Recorded identities.
     pub identities: Vec<IdentityRecord>,
+    /// Recorded port slices.
+    pub slices: Vec<AddressSlices>,
+    /// Slices that were recorded before somebody wiped the status: they count where none are recorded.
+    pub lost: Vec<AddressSlices>,
 }
 
 /// A policy of either kind.
@@ -121,17 +130,21 @@ impl From<&Member> for MemberInput {
             nodes: status.nodes,
             progress: status.plan,
             in_force: None,
+            plans: BTreeMap::new(),
         }
     }
 }
 
 impl From<&EgressGateway> for GatewayInput {
     fn from(g: &EgressGateway) -> Self {
+        let status = g.status.clone().unwrap_or_default();
         Self {
             name: g.metadata.name.clone().unwrap_or_default(),
             created: created(&g.metadata),
             spec: g.spec.clone(),
-            identities: g.status.clone().unwrap_or_default().identities,
+            identities: status.identities,
+            slices: status.slices,
+            lost: Vec::new(),
         }
     }
 }

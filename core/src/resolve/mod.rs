@@ -16,18 +16,22 @@
 //! leaves a policy without a gateway, its `onUnavailable` rules. So an edit gone wrong blocks; it never leaks.
 
 mod gateway;
+mod holders;
 mod input;
 mod plan;
 mod policy;
+mod ports;
+mod slices;
 mod status;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use spillway_crds::address::PrefixPair;
 use spillway_crds::condition::Verdict;
-use spillway_crds::hub::{IdentityRecord, ResolvedEgress};
+use spillway_crds::hub::{AddressHolder, AddressSlices, IdentityRecord, MemberNode, ResolvedEgress};
 use spillway_crds::member::PolicyRef;
 
 pub use input::{FederationState, GatewayInput, MemberInput, PolicyInput};
@@ -57,8 +61,8 @@ pub struct Resolution {
 pub struct Allocations {
     /// Members' ids and overlay prefixes.
     pub members: BTreeMap<String, MemberAllocation>,
-    /// Gateways' identities: the whole list of each gateway whose list changes, sorted by number.
-    pub gateways: BTreeMap<String, Vec<IdentityRecord>>,
+    /// What is given of each gateway where any of it changes, as a whole.
+    pub gateways: BTreeMap<String, GatewayAllocation>,
 }
 
 impl Allocations {
@@ -77,14 +81,25 @@ pub struct MemberAllocation {
     pub overlay: PrefixPair,
 }
 
+/// What is given of a gateway.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct GatewayAllocation {
+    /// Identities, sorted by number.
+    pub identities: Vec<IdentityRecord>,
+    /// Port slices, sorted by address, member and node.
+    pub slices: Vec<AddressSlices>,
+}
+
 /// What to say of a gateway.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct GatewayOutcome {
-    /// `member/node` that carries the traffic.
+    /// `member/node` that answers for the egress IPs, or a summary where there are several.
     pub holder: Option<String>,
+    /// Who answers for each egress IP, sorted by address.
+    pub holders: Vec<AddressHolder>,
     /// How many selected nodes are ready.
     pub ready_nodes: u32,
-    /// `Accepted` and `Programmed`.
+    /// `Accepted`, `Programmed` and `PortsAvailable`.
     pub verdicts: Vec<Verdict>,
 }
 
@@ -117,6 +132,16 @@ impl Fault {
     }
 }
 
+/// The federation as far as it is settled: what everything else builds on.
+struct Federation<'a> {
+    state: &'a FederationState,
+    members: BTreeMap<&'a str, &'a MemberInput>,
+    /// Overlay prefixes of the members whose number is recorded.
+    blocks: BTreeMap<&'a str, alloc::MemberBlock>,
+    /// Nodes that can be at a tunnel's end, by member and name.
+    nodes: BTreeMap<&'a str, BTreeMap<&'a str, &'a MemberNode>>,
+}
+
 /// Resolves the federation. The order of the lists in `state` doesn't matter; of two objects with the
 /// same name one is taken.
 pub fn resolve(state: &FederationState) -> Resolution {
@@ -143,13 +168,51 @@ pub fn resolve(state: &FederationState) -> Resolution {
         }
     }
 
-    let gateways = gateway::Gateways::new(state, &members, &recorded);
-    let policies = policy::Policies::new(state, &members, &gateways);
-    let identities = policies.identities(&gateways, &state.memory, &mut allocations);
-    let made = plan::plans(state, &members, &recorded, &gateways, &policies, &identities);
+    let federation = Federation {
+        state,
+        nodes: members
+            .iter()
+            .map(|(name, m)| (*name, gateway::usable_nodes(m, recorded.get(name))))
+            .collect(),
+        members,
+        blocks: recorded,
+    };
+    let gateways = gateway::Gateways::new(&federation);
+    let policies = policy::Policies::new(state, &federation.members, &gateways);
+    let (identities, lists) = policies.identities(&gateways, &state.memory);
+    let slices = slices::Recorded::new(state);
+    let mut made = plan::plans(&federation, &gateways, &policies, &identities, &slices);
     let digests = made.plans.iter().map(|(m, p)| (m.as_str(), p.digest())).collect();
+    let mut allotted = slices::Allotter {
+        federation: &federation,
+        policies: &policies,
+        recorded: &slices,
+        plans: &made.plans,
+        digests: &digests,
+        read: RefCell::default(),
+    }
+    .run(&gateways);
+    for gateway in gateways.iter() {
+        let name = &gateway.input.name;
+        let identities = lists.get(name.as_str()).cloned().unwrap_or_default();
+        let slices = allotted
+            .get_mut(name)
+            .map(|a| std::mem::take(&mut a.record))
+            .unwrap_or_default();
+        if identities != gateway.input.identities || slices != gateway.input.slices {
+            let given = GatewayAllocation { identities, slices };
+            allocations.gateways.insert(name.clone(), given);
+        }
+        let newcomers = allotted.get(name).map(|a| &a.newcomers).into_iter().flatten();
+        let mut newcomers = newcomers.peekable();
+        if newcomers.peek().is_some() {
+            // They get the grant and all it depends on in one plan.
+            let hosts = gateway.hosts.keys().map(|h| (*h).to_owned());
+            made.waiting.extend(hosts.chain(newcomers.cloned()));
+        }
+    }
     let view = status::View {
-        members: &members,
+        members: &federation.members,
         ids: &ids,
         plans: &made.plans,
         digests: &digests,
@@ -157,12 +220,16 @@ pub fn resolve(state: &FederationState) -> Resolution {
         gateways: &gateways,
         policies: &policies,
         identities: &identities,
+        nodes: &federation.nodes,
+        slices: &slices,
+        allotted: &allotted,
     };
+    let (members, gateways, policies) = (view.members(), view.gateways(), view.policies());
     Resolution {
         allocations,
-        members: view.members(),
-        gateways: view.gateways(),
-        policies: view.policies(),
+        members,
+        gateways,
+        policies,
         waiting: made.waiting,
         plans: made.plans,
     }

@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use spillway_crds::hub::MemberNode;
+use spillway_crds::hub::{MemberNode, Translation};
 use spillway_crds::member::{
-    GatewayNode, GatewayNodeState, PeerNode, PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec,
-    PlannedPeerSpec, PlannedPolicySpec, PlannedThrough, PolicyRef,
+    PeerNode, PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec,
+    PlannedThrough, PolicyRef,
 };
 
-use super::gateway::{Gateway, Gateways, usable_nodes};
+use super::Federation;
+use super::gateway::{Gateway, Gateways};
 use super::policy::{Identities, Policies, Policy};
-use super::{FederationState, MemberInput};
+use super::slices::Recorded;
 use crate::address::Addresses;
 use crate::alloc::{Egress, MemberBlock};
 use crate::plan::{Plan, Prepared, Resource};
@@ -32,12 +33,11 @@ struct Usage<'a> {
 }
 
 pub(super) fn plans<'a>(
-    state: &'a FederationState,
-    members: &BTreeMap<&'a str, &'a MemberInput>,
-    blocks: &BTreeMap<&'a str, MemberBlock>,
+    federation: &Federation<'a>,
     gateways: &'a Gateways<'a>,
     policies: &'a Policies<'a>,
     identities: &Identities,
+    slices: &Recorded<'_>,
 ) -> Made {
     let mut usage = Usage::default();
     let mut waiting = BTreeSet::new();
@@ -61,22 +61,27 @@ pub(super) fn plans<'a>(
             usage.egress.entry(egress).or_default().extend(&policy.selected);
         }
     }
-    let nodes: BTreeMap<_, _> = members
+    // Whoever has ports of a gateway, be it only for connections of a policy that is gone, is its user.
+    for gateway in gateways
         .iter()
-        .map(|(name, m)| (*name, usable_nodes(m, blocks.get(name))))
-        .collect();
+        .filter(|g| g.translation == Translation::SourceNode)
+    {
+        let name = gateway.input.name.as_str();
+        let holders = slices.holders(name);
+        let users = federation.members.keys().copied().filter(|m| holders.contains(m));
+        usage.gateways.entry(name).or_default().extend(users);
+    }
     let maker = Maker {
-        state,
-        members,
-        blocks,
+        federation,
         gateways,
         identities,
+        slices,
         usage,
-        nodes,
         prepared: BTreeMap::new(),
     }
     .prepare(policies);
-    let plans = blocks
+    let plans = federation
+        .blocks
         .iter()
         .map(|(name, block)| ((*name).to_owned(), maker.plan(name, block)))
         .collect();
@@ -84,13 +89,11 @@ pub(super) fn plans<'a>(
 }
 
 struct Maker<'a, 'b> {
-    state: &'a FederationState,
-    members: &'b BTreeMap<&'a str, &'a MemberInput>,
-    blocks: &'b BTreeMap<&'a str, MemberBlock>,
+    federation: &'b Federation<'a>,
     gateways: &'a Gateways<'a>,
     identities: &'b Identities,
+    slices: &'b Recorded<'b>,
     usage: Usage<'a>,
-    nodes: BTreeMap<&'a str, BTreeMap<&'a str, &'a MemberNode>>,
     /// Policies as all their members get them.
     prepared: BTreeMap<&'a PolicyRef, Prepared>,
 }
@@ -106,15 +109,15 @@ impl<'a> Maker<'a, '_> {
     }
 
     fn plan(&self, member: &str, block: &MemberBlock) -> Plan {
-        let input = self.members[member];
+        let input = self.federation.members[member];
         let id = input.member_id.unwrap_or_default();
         let mut resources = vec![Resource::Member(PlannedMemberSpec {
             member: member.into(),
             member_id: id,
             overlay: block.pair(),
-            overlay_range: self.state.overlay.pair(),
+            overlay_range: self.federation.state.overlay.pair(),
             partition: input.partition.clone(),
-            tunnel: self.state.tunnel.clone(),
+            tunnel: self.federation.state.tunnel.clone(),
         })];
         let own = self.usage.policies.get(member).map_or(&[][..], Vec::as_slice);
         let mut peers: BTreeMap<&str, BTreeMap<&str, &MemberNode>> = BTreeMap::new();
@@ -123,7 +126,8 @@ impl<'a> Maker<'a, '_> {
             let all_users = self.usage.gateways.get(name);
             let uses = all_users.is_some_and(|u| u.contains(member));
             let hosts = gateway.hosts.contains_key(member);
-            if uses {
+            // Hosts probe each other.
+            if uses || hosts {
                 for (host, nodes) in &gateway.hosts {
                     let named = nodes.iter().map(|n| (n.name.as_str(), *n));
                     peers.entry(host).or_default().extend(named);
@@ -131,7 +135,7 @@ impl<'a> Maker<'a, '_> {
             }
             if hosts {
                 for user in all_users.into_iter().flatten() {
-                    let nodes = self.nodes.get(user).into_iter().flatten();
+                    let nodes = self.federation.nodes.get(user).into_iter().flatten();
                     peers.entry(user).or_default().extend(nodes);
                 }
             }
@@ -184,7 +188,7 @@ impl<'a> Maker<'a, '_> {
                 let granted = users
                     .iter()
                     .filter(|_| hosts)
-                    .filter_map(|u| self.blocks.get(u))
+                    .filter_map(|u| self.federation.blocks.get(u))
                     .map(MemberBlock::pair)
                     .collect();
                 Some(PlannedIdentity {
@@ -197,24 +201,23 @@ impl<'a> Maker<'a, '_> {
         identities.sort_by_key(|i| i.id);
         PlannedGatewaySpec {
             gateway: gateway.input.name.clone(),
-            nodes: gateway
-                .order
-                .iter()
-                .map(|node| GatewayNode {
-                    node: node.clone(),
-                    state: GatewayNodeState::Ready,
-                })
-                .collect(),
-            translation: gateway.input.spec.translation,
+            nodes: gateway.order.clone(),
+            translation: gateway.translation,
             identities,
-            slices: Vec::new(),
+            slices: match gateway.translation {
+                Translation::SourceNode => {
+                    let only = (!hosts).then_some(member);
+                    self.slices.planned(&gateway.input.name, only)
+                }
+                Translation::GatewayNode => Vec::new(),
+            },
         }
     }
 
     fn peer(&self, name: &str, nodes: BTreeMap<&str, &MemberNode>) -> PlannedPeerSpec {
         PlannedPeerSpec {
             member: name.into(),
-            partition: self.members[name].partition.clone(),
+            partition: self.federation.members[name].partition.clone(),
             nodes: nodes.into_values().map(peer_node).collect(),
         }
     }

@@ -7,7 +7,7 @@ use spillway_crds::hub::{Destinations, IdentityRecord};
 use spillway_crds::member::PolicyRef;
 
 use super::gateway::Gateways;
-use super::{Allocations, Fault, FederationState, MemberInput, PolicyInput};
+use super::{Fault, FederationState, MemberInput, PolicyInput};
 use crate::address::{Addresses, parse_prefix};
 use crate::alloc::{self, Egress, Memory};
 
@@ -73,40 +73,40 @@ impl<'a> Policies<'a> {
         self.by_source.values()
     }
 
-    /// Gives every (gateway, egress IPs) in use an identity; what differs from the records goes into
-    /// `allocations`.
-    pub(super) fn identities(
+    /// Gives every (gateway, egress IPs) in use an identity. Also returns what each gateway's records should be,
+    /// sorted by number.
+    pub(super) fn identities<'g>(
         &self,
-        gateways: &Gateways<'a>,
+        gateways: &'g Gateways<'a>,
         memory: &Memory,
-        allocations: &mut Allocations,
-    ) -> Identities {
+    ) -> (Identities, BTreeMap<&'g str, Vec<IdentityRecord>>) {
         let wanted: BTreeSet<_> = self.iter().flat_map(|p| p.through.iter().cloned()).collect();
         let recorded = gateways.recorded();
         let room = within_bounds(&wanted, &recorded);
         let given = alloc::identities(recorded.iter().map(|(e, id)| (e, *id)), &room, memory);
-        for gateway in gateways.iter() {
-            let name = &gateway.input.name;
-            let mut list: Vec<_> = given
-                .iter()
-                .filter(|(e, _)| e.gateway == *name)
-                .map(|(e, id)| IdentityRecord {
+        let mut lists: BTreeMap<_, Vec<_>> = gateways
+            .iter()
+            .map(|g| (g.input.name.as_str(), Vec::new()))
+            .collect();
+        for (egress, id) in &given {
+            if let Some(list) = lists.get_mut(egress.gateway.as_str()) {
+                list.push(IdentityRecord {
                     id: *id,
-                    egress_ip: e.addresses.into(),
-                })
-                .collect();
-            list.sort_by_key(|r| r.id);
-            if list != gateway.input.identities {
-                allocations.gateways.insert(name.clone(), list);
+                    egress_ip: egress.addresses.into(),
+                });
             }
         }
-        Identities {
+        for list in lists.values_mut() {
+            list.sort_by_key(|r| r.id);
+        }
+        let identities = Identities {
             exhausted: wanted.into_iter().filter(|e| !given.contains_key(e)).collect(),
             recorded: recorded
                 .into_iter()
                 .filter(|(e, id)| given.get(e) == Some(id))
                 .collect(),
-        }
+        };
+        (identities, lists)
     }
 }
 

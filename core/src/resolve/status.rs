@@ -3,18 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use spillway_crds::condition::{ConditionType, Verdict};
-use spillway_crds::hub::{Refusal, ResolvedEgress};
+use spillway_crds::hub::{MemberNode, Refusal, ResolvedEgress};
 use spillway_crds::member::PolicyRef;
 
 use super::gateway::{Gateway, Gateways};
+use super::holders::{holders, summary};
 use super::policy::{Identities, Policies, Policy};
+use super::ports;
+use super::slices::{Allotted, Recorded};
 use super::{Fault, GatewayOutcome, MemberInput, PolicyOutcome};
 use crate::plan::{Digest, Plan, ResourceKey, ResourceKind};
 
 /// Faults that one message lists; the rest shows once these are mended.
 const MAX_FAULTS: usize = 8;
 /// Names that one message lists.
-const MAX_NAMES: usize = 5;
+pub(super) const MAX_NAMES: usize = 5;
 
 /// Everything a verdict depends on.
 pub(super) struct View<'a, 'b> {
@@ -26,6 +29,10 @@ pub(super) struct View<'a, 'b> {
     pub(super) gateways: &'b Gateways<'a>,
     pub(super) policies: &'b Policies<'a>,
     pub(super) identities: &'b Identities,
+    /// Nodes that can be at a tunnel's end, by member.
+    pub(super) nodes: &'b BTreeMap<&'a str, BTreeMap<&'a str, &'a MemberNode>>,
+    pub(super) slices: &'b Recorded<'a>,
+    pub(super) allotted: &'b BTreeMap<String, Allotted>,
 }
 
 /// How a member stands to its current plan.
@@ -71,10 +78,19 @@ impl View<'_, '_> {
         self.gateways
             .iter()
             .map(|g| {
+                let holders = holders(g, self.members);
+                // Nodes that don't say yet what they hold do as the plan says.
+                let first = || g.ready().next().map(|n| format!("{}/{}", n.member, n.node));
+                let allotted = self.allotted.get(&g.input.name);
                 let outcome = GatewayOutcome {
-                    holder: g.order.first().map(|n| format!("{}/{}", n.member, n.node)),
-                    ready_nodes: u32::try_from(g.order.len()).unwrap_or(u32::MAX),
-                    verdicts: vec![accepted(&g.faults), self.gateway(g)],
+                    holder: summary(&holders).or_else(first),
+                    holders,
+                    ready_nodes: u32::try_from(g.ready().count()).unwrap_or(u32::MAX),
+                    verdicts: vec![
+                        accepted(&g.faults),
+                        self.gateway(g),
+                        ports::of_gateway(g, allotted),
+                    ],
                 };
                 (g.input.name.clone(), outcome)
             })
@@ -95,7 +111,7 @@ impl View<'_, '_> {
                 ),
             );
         }
-        if gateway.order.is_empty() {
+        if gateway.ready().next().is_none() {
             return Verdict::no(
                 ConditionType::Programmed,
                 "NoReadyNode",
@@ -164,12 +180,13 @@ impl View<'_, '_> {
             .collect();
         let selected = policy.selected.iter().copied();
         let (verdict, programmed) = self.programmed(selected, &self.needs(policy));
+        let lacking = ports::Lacking::of(self, policy);
         let refused = verdict.reason == "Refused";
         let available = policy
             .through
             .iter()
             .filter_map(|e| self.gateways.get(&e.gateway))
-            .any(|g| !g.order.is_empty());
+            .any(|g| g.ready().next().is_some());
         let awaited = policy.through.iter().any(|e| self.identities.awaited(e));
         let verdict = if !faults.is_empty() {
             invalid()
@@ -191,13 +208,19 @@ impl View<'_, '_> {
                 "NoReadyNode",
                 "no gateway of spec.through has a ready node; spec.onUnavailable rules until one has",
             )
+        } else if let (Some(true), Some(why)) = (verdict.status, lacking.verdict()) {
+            why
         } else {
             verdict
         };
         PolicyOutcome {
             egress,
             selected: policy.selected.iter().map(|m| (*m).to_owned()).collect(),
-            programmed: if policy.planned() { programmed } else { 0 },
+            programmed: if policy.planned() {
+                lacking.programmed(programmed)
+            } else {
+                0
+            },
             verdicts: vec![accepted(&faults), verdict],
         }
     }

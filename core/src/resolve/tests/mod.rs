@@ -2,16 +2,18 @@
 
 mod faults;
 mod plans;
+mod ports;
 mod properties;
 mod verdicts;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use spillway_crds::LabelSelector;
 use spillway_crds::address::AddressPair;
 use spillway_crds::condition::ConditionType;
 use spillway_crds::hub::{AddressPool, Destinations, EgressGatewaySpec, GatewayNodes, MemberNode, Through};
-use spillway_crds::member::{PlannedGatewaySpec, PlannedPeerSpec, PlannedPolicySpec, PolicyRef};
+use spillway_crds::member::{NodeRef, PlannedGatewaySpec, PlannedPeerSpec, PlannedPolicySpec, PolicyRef};
 
 use super::*;
 use crate::plan::{Resource, ResourceKey, ResourceKind};
@@ -73,7 +75,7 @@ fn gateway(name: &str, created: i64, members: &[&str], v4: &[&str]) -> GatewayIn
             },
             ..EgressGatewaySpec::default()
         },
-        identities: vec![],
+        ..GatewayInput::default()
     }
 }
 
@@ -110,15 +112,54 @@ fn record(state: &mut FederationState, resolution: &Resolution) {
         }
     }
     for g in &mut state.gateways {
-        if let Some(list) = resolution.allocations.gateways.get(&g.name) {
-            g.identities.clone_from(list);
+        if let Some(given) = resolution.allocations.gateways.get(&g.name) {
+            g.identities.clone_from(&given.identities);
+            g.slices.clone_from(&given.slices);
         }
     }
 }
 
+/// Lets every node of these members program the newest plan, as far as it is published.
+fn program(state: &mut FederationState, resolution: &Resolution, names: &[&str]) {
+    for member in state
+        .members
+        .iter_mut()
+        .filter(|m| names.contains(&m.name.as_str()))
+    {
+        let Some(plan) = resolution.plans.get(&member.name) else {
+            continue;
+        };
+        if resolution.waiting.contains(&member.name) {
+            continue;
+        }
+        let digest = plan.digest().to_string();
+        member.plans.insert(digest.clone(), Arc::new(plan.clone()));
+        member.in_force = Some(Arc::new(plan.clone()));
+        member.progress.acknowledged = Some(digest.clone());
+        member.progress.programmed = Some(digest.clone());
+        for node in &mut member.nodes {
+            node.programmed = Some(digest.clone());
+        }
+    }
+}
+
+/// Resolves until everything is recorded and every node has its plan.
+fn run_in(state: &mut FederationState) -> Resolution {
+    for _ in 0..20 {
+        let resolution = settle(state);
+        let before = state.members.clone();
+        let names: Vec<_> = before.iter().map(|m| m.name.as_str()).collect();
+        program(state, &resolution, &names);
+        if before == state.members {
+            return resolution;
+        }
+    }
+    panic!("the federation never comes to rest")
+}
+
 /// Resolves until everything is recorded.
 fn settle(state: &mut FederationState) -> Resolution {
-    for _ in 0..3 {
+    for _ in 0..4 {
         let resolution = resolve(state);
         if resolution.allocations.is_empty() {
             return resolution;

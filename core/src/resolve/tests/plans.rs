@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use spillway_crds::member::GatewayNodeState;
+
 use super::*;
 
 #[test]
@@ -36,9 +38,10 @@ fn each_member_gets_what_concerns_it_and_nothing_else() {
         2,
         "all nodes"
     );
-    assert!(
-        peer(&r, "fra-1", "fra-2").is_none(),
-        "hosts of one gateway don't exchange packets"
+    assert_eq!(
+        peer(&r, "fra-1", "fra-2").expect("a peer").nodes.len(),
+        1,
+        "hosts of one gateway probe each other's nodes of it"
     );
     let identity = |m| planned_gateway(&r, m, "frankfurt").expect("planned").identities[0].clone();
     assert_eq!(
@@ -134,7 +137,7 @@ fn what_is_not_recorded_is_not_planned_and_whoever_it_concerns_waits() {
         r.waiting,
         BTreeSet::from(["fra-1".into(), "fra-2".into(), "shop".into()])
     );
-    assert_eq!(r.allocations.gateways["frankfurt"].len(), 1);
+    assert_eq!(r.allocations.gateways["frankfurt"].identities.len(), 1);
     let mut fresh = FederationState {
         members: vec![member("new", 9, 1)],
         ..FederationState::default()
@@ -162,15 +165,29 @@ fn readiness_orders_a_gateways_nodes_and_connectedness_does_not_matter() {
         .expect("known");
     dead.nodes[0].ready = false;
     let after = settle(&mut state);
+    let moved = &planned_gateway(&after, "shop", "frankfurt")
+        .expect("planned")
+        .nodes;
+    assert_eq!(moved[0], order[1]);
     assert_eq!(
-        planned_gateway(&after, "shop", "frankfurt")
-            .expect("planned")
-            .nodes,
-        order[1..]
+        (&moved[1].node, moved[1].state),
+        (&holder.node, GatewayNodeState::NotReady)
     );
+    assert_eq!(after.gateways["frankfurt"].ready_nodes, 1);
     assert_eq!(
         after.gateways["frankfurt"].holder,
         Some(format!("{}/{}", order[1].node.member, order[1].node.node))
+    );
+    let other = state.members.iter_mut().find(|m| m.name == order[1].node.member);
+    let other = &mut other.expect("known").nodes[0];
+    (other.ready, other.draining) = (false, true);
+    let drained = settle(&mut state);
+    let last = &planned_gateway(&drained, "shop", "frankfurt")
+        .expect("planned")
+        .nodes;
+    assert_eq!(
+        last.iter().map(|n| n.state).collect::<Vec<_>>(),
+        [GatewayNodeState::NotReady, GatewayNodeState::Draining]
     );
     assert!(
         peer(&after, "shop", &holder.node.member).is_some(),
@@ -227,6 +244,7 @@ fn a_wiped_record_holds_every_plan_that_depends_on_it_and_comes_back_as_it_was()
     memory.identity(4711, &egress);
     state.memory = std::sync::Arc::new(memory);
     state.gateways[0].identities.clear();
+    state.gateways[0].lost = std::mem::take(&mut state.gateways[0].slices);
     let wiped = resolve(&state);
     for member in ["shop", "fra-1", "fra-2"] {
         assert!(wiped.waiting.contains(member), "{member} keeps its plan");

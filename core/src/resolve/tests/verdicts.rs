@@ -1,7 +1,5 @@
 //! What users are told.
 
-use std::sync::Arc;
-
 use spillway_crds::hub::Refusal;
 
 use super::*;
@@ -64,7 +62,12 @@ fn programmed_follows_what_members_report_of_their_current_plan() {
 
     state.members[2].progress.refusal.as_mut().expect("set").digest = "older".into();
     state.members[2].progress.programmed = Some(shop);
-    let r = resolve(&state);
+    let (ok, _, message) = verdict(&resolve(&state), &bank, ConditionType::Programmed);
+    assert!(
+        !ok && message.contains("203.0.113.10 on shop/shop-n1, shop/shop-n2"),
+        "{message}"
+    );
+    let r = run_in(&mut state);
     assert!(verdict(&r, &bank, ConditionType::Programmed).0);
     assert_eq!(r.policies[&bank.source].programmed, 1);
     assert_eq!(
@@ -76,9 +79,7 @@ fn programmed_follows_what_members_report_of_their_current_plan() {
 #[test]
 fn a_change_elsewhere_doesnt_unsettle_a_policy() {
     let mut state = typical();
-    let before = settle(&mut state);
-    state.members[2].progress.programmed = Some(before.plans["shop"].digest().to_string());
-    state.members[2].in_force = Some(Arc::new(before.plans["shop"].clone()));
+    let before = run_in(&mut state);
     let late = policy("late", &[("name", "shop")], &["paris"]);
     state.policies.push(late.clone());
     let r = settle(&mut state);
@@ -109,9 +110,7 @@ fn a_change_elsewhere_doesnt_unsettle_a_policy() {
 #[test]
 fn a_policy_that_awaits_its_identity_is_not_called_programmed() {
     let mut state = typical();
-    let before = settle(&mut state);
-    state.members[2].in_force = Some(Arc::new(before.plans["shop"].clone()));
-    state.members[2].progress.programmed = Some(before.plans["shop"].digest().to_string());
+    run_in(&mut state);
     state.policies[0].through[0].egress_ip = Some(AddressPair {
         ipv4: Some("203.0.113.15".into()),
         ipv6: None,
