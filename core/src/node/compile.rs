@@ -6,14 +6,18 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use spillway_crds::address::PrefixPair;
 
+use super::carried;
+use super::exits::{Exit, exit};
 use super::flows::{Flows, Verdict};
+use super::forwarded::Forwarded;
 use super::held::Held;
 use super::index;
 use super::inputs::{NodeInputs, NodePlan};
 use super::interval::{Family, Interval, union};
+use super::own::Own;
 use super::peers::{METRIC, Peers};
 use super::ruleset::Parts;
-use super::select::{Selection, holder, select};
+use super::select::{Selection, Ways, select};
 use super::state::{DesiredState, Route, RouteTarget, Rule};
 
 /// Ranges that never leave any node through a gateway: loopback, link-local, multicast and above.
@@ -55,7 +59,15 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
     };
     let peers = Peers::new(inputs, plan);
     let held = Held::new(inputs, plan, &peers);
-    let mut selection = select(inputs, plan, &peers);
+    let forwarded = Forwarded::new(inputs, plan, &peers);
+    let own = Own::new(plan, &peers);
+    let mut selection = select(&Ways {
+        inputs,
+        plan,
+        peers: &peers,
+        own: &own,
+        forwarded: &forwarded,
+    });
     let bystanders = std::mem::take(&mut selection.bystanders);
     let indexes = assigned(inputs, plan, &peers, &selection);
     let routed = routing_marks(inputs, plan, &selection, &indexes);
@@ -73,7 +85,7 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
                 .sysctls
                 .insert(format!("net/ipv6/conf/{device}/accept_dad"), "0".into());
         }
-        held.program(inputs, &mut state);
+        carried::program(inputs, &held, &forwarded, &mut state);
     }
     for (gateway, index) in &indexes {
         program_gateway(inputs, plan, &peers, gateway, *index, &mut state);
@@ -81,32 +93,43 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
 
     let local = union(local_ranges(inputs, plan));
     let overlay_range = overlay_range(plan);
-    let away = plan
-        .gateways
-        .iter()
-        .flat_map(|g| &g.identities)
-        .map(|i| i.id)
-        .filter(|id| !held.identities.contains_key(id))
-        .collect();
+    let eips = carried::eips(&held, &forwarded);
     let parts = Parts {
         settings: &inputs.settings,
         port: plan.member.tunnel.port,
+        mtu: state.tunnel.as_ref().map(|t| t.mtu),
         overlay: peers.own_overlay(),
         overlay_range: &overlay_range,
-        remotes: peers.remotes().collect(),
+        peers: &peers,
         local: &local,
         selection: &selection,
         routed: &routed,
-        away: &away,
+        away: &away(inputs, plan, &peers),
+        eips: &eips,
         held: &held,
+        own: &own,
+        forwarded: &forwarded,
     };
     state.ruleset = Some(parts.ruleset());
-    state.flows = flows(&peers, &held, selection, local, overlay_range);
+    if state.tunnel.is_some() {
+        state.steering = parts.steering();
+    }
+    state.flows = flows(&peers, &held, &own, eips, plan, selection, local, overlay_range);
     Compiled {
         state,
         gateway_indexes: indexes,
         bystanders,
     }
+}
+
+/// Identities of gateways that this node doesn't carry: what has one of them leaves through the tunnel or not at all.
+fn away(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> BTreeSet<u16> {
+    plan.gateways
+        .iter()
+        .filter(|g| !matches!(exit(g, peers, &inputs.liveness), Exit::Here))
+        .flat_map(|g| &g.identities)
+        .map(|i| i.id)
+        .collect()
 }
 
 fn assigned(
@@ -119,7 +142,7 @@ fn assigned(
     let wanted: BTreeSet<&str> = plan
         .gateways
         .iter()
-        .filter(|g| holder(g).is_some_and(|n| peers.get(n).is_some()))
+        .filter(|g| matches!(exit(g, peers, &inputs.liveness), Exit::Tunnel(_)))
         .filter(|g| g.identities.iter().any(|i| used.contains(&i.id)))
         .map(|g| g.gateway.as_str())
         .collect();
@@ -154,12 +177,11 @@ fn program_gateway(
 ) {
     let settings = &inputs.settings;
     let table = settings.table_base + u32::from(index);
-    let next_hop = plan
-        .gateways
-        .iter()
-        .find(|g| g.gateway == gateway)
-        .and_then(holder)
-        .and_then(|n| peers.get(n));
+    let gateway = plan.gateways.iter().find(|g| g.gateway == gateway);
+    let hops = match gateway.map(|g| exit(g, peers, &inputs.liveness)) {
+        Some(Exit::Tunnel(hops)) => hops,
+        _ => Vec::new(),
+    };
     for family in Family::BOTH {
         if family == Family::V6 && inputs.facts.without_ipv6 {
             continue;
@@ -177,18 +199,31 @@ fn program_gateway(
             metric: LAST_RESORT,
             target: RouteTarget::Unreachable,
         });
-        if let Some(via) = next_hop.and_then(|p| p.overlay.get(family)) {
-            state.routes.insert(Route {
-                table,
-                destination: family.everything(),
-                metric: METRIC,
-                target: RouteTarget::Device {
-                    device: settings.device.clone(),
-                    via: Some(via),
-                    mtu: 0,
-                },
-            });
-        }
+        let mut via: BTreeSet<IpAddr> = hops.iter().filter_map(|p| p.overlay.get(family)).collect();
+        let device = settings.device.clone();
+        let target = match via.len() {
+            0 => continue,
+            1 => RouteTarget::Device {
+                device,
+                via: via.pop_first(),
+                mtu: 0,
+            },
+            _ => {
+                // By default the kernel spreads IPv4 by addresses alone, and so one pod's flows to one server not at
+                // all.
+                let version = if family == Family::V4 { "ipv4" } else { "ipv6" };
+                state
+                    .sysctls
+                    .insert(format!("net/{version}/fib_multipath_hash_policy"), "1".into());
+                RouteTarget::Spread { device, via }
+            }
+        };
+        state.routes.insert(Route {
+            table,
+            destination: family.everything(),
+            metric: METRIC,
+            target,
+        });
     }
 }
 
@@ -221,20 +256,35 @@ fn local_ranges(inputs: &NodeInputs, plan: &NodePlan) -> Vec<IpNet> {
         .collect()
 }
 
+#[allow(
+    clippy::too_many_arguments,
+    reason = "each is a part of the whole that is compared"
+)]
 fn flows(
     peers: &Peers,
     held: &Held,
+    own: &Own,
+    eips: BTreeSet<IpAddr>,
+    plan: &NodePlan,
     selection: Selection,
     local: Vec<Interval>,
     overlay: Vec<IpNet>,
 ) -> Flows {
-    let own: BTreeSet<_> = peers.own_overlay().iter().collect();
-    let leaves_with = selection
-        .identities()
-        .into_iter()
-        .map(|id| match held.identities.get(&id) {
-            Some(egress) => (id, egress.iter().collect()),
-            None => (id, own.clone()),
+    let overlays: BTreeMap<_, _> = peers.own_overlay().iter().map(|a| (a, None)).collect();
+    let leaves_with = plan
+        .gateways
+        .iter()
+        .flat_map(|g| &g.identities)
+        .map(|i| {
+            let ways = if let Some(egress) = held.identities.get(&i.id) {
+                egress.iter().map(|a| (a, None)).collect()
+            } else if let Some(egress) = own.identities.get(&i.id) {
+                let ports = |a| Some(own.share(a).living.ranges());
+                egress.iter().map(|a| (a, ports(a))).collect()
+            } else {
+                overlays.clone()
+            };
+            (i.id, ways)
         })
         .collect();
     let classes: BTreeMap<String, Vec<(Interval, Verdict)>> = selection
@@ -246,13 +296,14 @@ fn flows(
     for ((prefix, id), leaves) in &held.granted {
         granted.entry(*id).or_default().insert(*prefix, leaves.clone());
     }
+    let shared = own.shares.keys().copied();
     Flows {
         pods: selection.pods,
         classes,
         local,
         leaves_with,
         granted,
-        ours: own.into_iter().chain(held.guarded.iter().copied()).collect(),
+        ours: overlays.into_keys().chain(eips).chain(shared).collect(),
         overlay,
         abandoned: BTreeSet::new(),
         departed: BTreeSet::new(),

@@ -4,6 +4,7 @@
 //! member a: a-1 10.0.0.1 / 100.64.4.1 / fd64:5711:0:1::1     pods 10.244.0.5, fd00:244::5 …
 //! member b: b-1 10.0.0.2 / 100.64.8.1 / fd64:5711:0:2::1     first node of gateway "frankfurt"
 //! gateway frankfurt: identity 7 → 203.0.113.10, 2001:db8:1::10, granted to a and b
+//!   stateless_…: the same gateway with nodes b-1 and b-2, translation: SourceNode and slices of a-1, b-1 and b-2
 //! policy payments/bank: pods app=billing to 198.51.100.0/24 but .9, and 2001:db8:99::/64
 //! ```
 
@@ -13,7 +14,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use spillway_crds::LabelSelector;
 use spillway_crds::address::{AddressPair, PrefixPair};
-use spillway_crds::hub::{Destinations, OnUnavailable, Translation};
+use spillway_crds::hub::{AddressSlices, Destinations, OnUnavailable, PortRange, PortSlice, Translation};
 use spillway_crds::member::{
     ClusterNetworkSpec, EgressNodeSpec, GatewayNode, GatewayNodeState, NodeRef, PeerNode, PlannedGatewaySpec,
     PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec, PlannedThrough, PolicyRef,
@@ -268,4 +269,88 @@ pub fn both() -> NodeInputs {
     }
     inputs.pods = vec![pod("billing-0", "billing", &["10.244.0.5", "fd00:244::5"])];
     inputs
+}
+
+/// Slices of both of the gateway's egress IPs: a-1 has two ranges, one that drains and one to come, b-1 and b-2 one each.
+fn slices() -> Vec<AddressSlices> {
+    let range = |first, last| PortRange { first, last };
+    let slice = |member: &str, node: &str| PortSlice {
+        member: member.into(),
+        node: node.into(),
+        ..PortSlice::default()
+    };
+    let of = |address: &str| AddressSlices {
+        address: address.into(),
+        slices: vec![
+            PortSlice {
+                ports: vec![range(1024, 2047), range(4096, 4159)],
+                pending: vec![range(2048, 2111)],
+                draining: vec![range(8192, 8255)],
+                ..slice("a", "a-1")
+            },
+            PortSlice {
+                ports: vec![range(16384, 32767)],
+                ..slice("b", "b-1")
+            },
+            PortSlice {
+                ports: vec![range(32768, 65535)],
+                ..slice("b", "b-2")
+            },
+        ],
+    };
+    vec![of("203.0.113.10"), of("2001:db8:1::10")]
+}
+
+/// Node b-2 of member b.
+pub fn second_node() -> EgressNodeSpec {
+    EgressNodeSpec {
+        overlay: addresses("100.64.8.2", "fd64:5711:0:2::2"),
+        underlay: addresses("10.0.0.12", "fd00:10::12"),
+    }
+}
+
+/// Makes the gateway of `inputs` stateless, with nodes b-1 and b-2.
+fn stateless(mut inputs: NodeInputs) -> NodeInputs {
+    let host = inputs.nodes.contains_key("b-1");
+    if host {
+        inputs.nodes.insert("b-2".into(), second_node());
+    }
+    if let Some(plan) = &mut inputs.plan {
+        for peer in plan.peers.iter_mut().filter(|p| p.member == "b") {
+            let second = second_node();
+            peer.nodes.push(PeerNode {
+                name: "b-2".into(),
+                overlay: second.overlay,
+                underlay: second.underlay,
+            });
+        }
+        let gateway = &mut plan.gateways[0];
+        gateway.translation = Translation::SourceNode;
+        gateway.nodes.push(GatewayNode {
+            node: node_ref("b", "b-2"),
+            state: GatewayNodeState::Ready,
+        });
+        gateway.slices = slices();
+        if !host {
+            for address in &mut gateway.slices {
+                address.slices.retain(|s| s.member == "a");
+            }
+        }
+    }
+    inputs
+}
+
+/// [`source`] with a stateless gateway.
+pub fn stateless_source() -> NodeInputs {
+    stateless(source())
+}
+
+/// [`gateway`] with a stateless gateway.
+pub fn stateless_gateway() -> NodeInputs {
+    stateless(gateway())
+}
+
+/// [`both`] with a stateless gateway.
+pub fn stateless_both() -> NodeInputs {
+    stateless(both())
 }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
+use spillway_crds::hub::PortRange;
 
 use super::interval::Interval;
 
@@ -17,8 +18,61 @@ use super::interval::Interval;
 pub enum Verdict {
     /// It leaves with this identity.
     Identity(u16),
+    /// It leaves with this identity if its flow begins now. A flow that began under another of the same policy whose
+    /// gateway is there as well goes on as it began.
+    Prefer(u16, Others),
     /// It is dropped.
     Block,
+    /// It is dropped until one of these identities' gateways is back. Their flows' entries stay, so that they can go
+    /// on then.
+    Wait(Others),
+}
+
+/// Further identities of a policy, at most as many as a policy has gateways.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Others([u16; 8]);
+
+impl Others {
+    /// The identities.
+    pub fn iter(self) -> impl Iterator<Item = u16> {
+        self.0.into_iter().filter(|id| *id != 0)
+    }
+}
+
+impl FromIterator<u16> for Others {
+    fn from_iter<I: IntoIterator<Item = u16>>(identities: I) -> Self {
+        let mut out = Self::default();
+        for (slot, id) in out.0.iter_mut().zip(identities) {
+            *slot = id;
+        }
+        out
+    }
+}
+
+impl Verdict {
+    /// Identities that packets leave with under this verdict, that of new flows first.
+    pub fn identities(self) -> impl Iterator<Item = u16> {
+        let (first, others) = match self {
+            Self::Identity(id) => (Some(id), Others::default()),
+            Self::Prefer(id, others) => (Some(id), others),
+            Self::Block | Self::Wait(_) => (None, Others::default()),
+        };
+        first.into_iter().chain(others.iter())
+    }
+
+    /// The identity of new flows.
+    pub fn identity(self) -> Option<u16> {
+        self.identities().next()
+    }
+
+    /// Whether a flow of `identity` agrees with this verdict.
+    fn spares(self, identity: u16) -> bool {
+        let waits = match self {
+            Self::Wait(others) => others.iter().any(|id| id == identity),
+            _ => false,
+        };
+        waits || self.identities().any(|id| id == identity)
+    }
 }
 
 /// One connection-tracking entry, as far as it matters here.
@@ -30,6 +84,8 @@ pub struct Flow {
     pub destination: IpAddr,
     /// Destination of the reply direction: the address the flow leaves with, after any SNAT.
     pub translated: IpAddr,
+    /// The port that it leaves with, or its ICMP identifier; 0 for protocols that have neither.
+    pub port: u16,
     /// The entry's mark.
     pub mark: u32,
 }
@@ -43,13 +99,14 @@ pub struct Flows {
     pub classes: BTreeMap<String, Vec<(Interval, Verdict)>>,
     /// Destinations that no policy takes, sorted and disjoint.
     pub local: Vec<Interval>,
-    /// For each identity that pods of this node use, the address its flows leave this node with.
-    pub leaves_with: BTreeMap<u16, BTreeSet<IpAddr>>,
+    /// For each identity of the plan, what its flows leave this node with: an address, and where that isn't this
+    /// node's alone, its ports of it, sorted.
+    pub leaves_with: BTreeMap<u16, BTreeMap<IpAddr, Option<Vec<PortRange>>>>,
     /// For each identity that this node accepts from the tunnel, the egress IPs by the overlay prefixes that may
     /// use it.
     pub granted: BTreeMap<u16, BTreeMap<IpNet, BTreeSet<IpAddr>>>,
-    /// Addresses that only our own NAT translates to: this node's overlay addresses and the egress IPs
-    /// it holds.
+    /// Addresses that only our own NAT translates to: this node's overlay addresses, the egress IPs it carries and
+    /// those of whose ports it has a share.
     pub ours: BTreeSet<IpAddr>,
     /// The federation's overlay ranges.
     pub overlay: Vec<IpNet>,
@@ -141,14 +198,7 @@ impl Flows {
                 .any(|(prefix, leaves)| prefix.contains(&flow.source) && leaves.contains(&flow.translated));
         }
         match self.verdict(flow) {
-            Some(Verdict::Block) => true,
-            Some(Verdict::Identity(id)) => {
-                identity != Some(id)
-                    || !self
-                        .leaves_with
-                        .get(&id)
-                        .is_some_and(|a| a.contains(&flow.translated))
-            }
+            Some(verdict) => !identity.is_some_and(|id| verdict.spares(id) && self.leaves(id, flow)),
             None => {
                 !self.departed.contains(&flow.source)
                     && flow.translated != flow.source
@@ -158,6 +208,16 @@ impl Flows {
                         || self.overlay.iter().any(|p| p.contains(&flow.translated)))
             }
         }
+    }
+
+    /// Whether `flow` was translated as its identity demands.
+    fn leaves(&self, identity: u16, flow: &Flow) -> bool {
+        let ways = self.leaves_with.get(&identity);
+        ways.and_then(|w| w.get(&flow.translated))
+            .is_some_and(|ports| match ports {
+                None => true,
+                Some(ranges) => ranges.iter().any(|r| r.first <= flow.port && flow.port <= r.last),
+            })
     }
 
     fn verdict(&self, flow: &Flow) -> Option<Verdict> {

@@ -1,18 +1,18 @@
-//! What this node does as a gateway: the identities whose gateway it carries, who may use them, and the
-//! egress IPs it answers for.
+//! What this node does as a gateway that translates: the identities whose gateway it carries, who may use them, and
+//! the egress IPs it answers for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use spillway_crds::member::PlannedGatewaySpec;
+use spillway_crds::member::{PlannedGatewaySpec, PlannedIdentity};
 
 use super::compile::{NEVER, overlay_range};
+use super::exits::{Exit, exit};
 use super::inputs::{Addresses, NodeInputs, NodePlan};
 use super::interval::Family;
-use super::peers::{MAIN, METRIC, Peers};
-use super::select::holder;
-use super::state::{DesiredState, ProxyNeighbour, Route, RouteTarget};
+use super::own::is_source_node;
+use super::peers::Peers;
 
 /// What this node holds.
 #[derive(Clone, Debug, Default)]
@@ -24,71 +24,49 @@ pub(super) struct Held {
     /// Egress IPs that are no address of this node's own: nothing may be addressed to them once connection
     /// tracking has seen it.
     pub(super) guarded: BTreeSet<IpAddr>,
+    /// All egress IPs, with their gateways.
+    pub(super) answered: BTreeMap<IpAddr, String>,
 }
 
 impl Held {
-    /// What the plan has this node hold: a gateway is its first node's.
+    /// What the plan has this node hold: such a gateway is one node's, since its connections' state is there.
     pub(super) fn new(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Self {
         let mut held = Self::default();
-        let mine = |g: &&PlannedGatewaySpec| holder(g).is_some_and(|n| peers.is_self(n));
         let taken = Taken::new(inputs, plan, peers);
-        for identity in plan.gateways.iter().filter(mine).flat_map(|g| &g.identities) {
-            let egress = Addresses::of(&identity.egress_ip).without(|a| taken.by(a).is_some());
-            held.identities.insert(identity.id, egress);
-            held.guarded
-                .extend(egress.iter().filter(|a| !inputs.facts.is_own(*a)));
-            for prefix in identity.granted.iter().flat_map(|p| [&p.ipv4, &p.ipv6]).flatten() {
-                let Ok(prefix) = prefix.parse::<IpNet>() else {
-                    continue;
-                };
-                let family = Family::of(prefix.addr());
-                held.granted
-                    .entry((prefix.trunc(), identity.id))
-                    .or_default()
-                    .extend(egress.get(family));
+        let mine = |g: &&PlannedGatewaySpec| {
+            !is_source_node(g) && matches!(exit(g, peers, &inputs.liveness), Exit::Here)
+        };
+        for gateway in plan.gateways.iter().filter(mine) {
+            for identity in &gateway.identities {
+                held.hold(inputs, gateway, identity, &taken);
             }
         }
         held.granted = widest(held.granted);
         held
     }
 
-    /// Routes of egress IPs into the tunnel device, so that the kernel itself answers for them on the
-    /// uplink, and the settings that this takes.
-    pub(super) fn program(&self, inputs: &NodeInputs, state: &mut DesiredState) {
-        for address in self.guarded.iter().copied() {
-            if address.is_ipv6() && inputs.facts.without_ipv6 {
-                continue;
-            }
-            state.routes.insert(Route {
-                table: MAIN,
-                destination: address.into(),
-                metric: METRIC,
-                target: RouteTarget::Device {
-                    device: inputs.settings.device.clone(),
-                    via: None,
-                    mtu: 0,
-                },
-            });
-            let Some(uplink) = inputs.facts.uplink_for(address) else {
+    fn hold(
+        &mut self,
+        inputs: &NodeInputs,
+        gateway: &PlannedGatewaySpec,
+        identity: &PlannedIdentity,
+        taken: &Taken,
+    ) {
+        let egress = Addresses::of(&identity.egress_ip).without(|a| taken.by(a).is_some());
+        self.identities.insert(identity.id, egress);
+        self.answered
+            .extend(egress.iter().map(|a| (a, gateway.gateway.clone())));
+        self.guarded
+            .extend(egress.iter().filter(|a| !inputs.facts.is_own(*a)));
+        for prefix in identity.granted.iter().flat_map(|p| [&p.ipv4, &p.ipv6]).flatten() {
+            let Ok(prefix) = prefix.parse::<IpNet>() else {
                 continue;
             };
-            state.proxies.insert(ProxyNeighbour {
-                address,
-                device: uplink.to_owned(),
-            });
-            let mut set = |key: String, value: &str| state.sysctls.insert(key, value.to_owned());
-            match address {
-                IpAddr::V4(_) => {
-                    set(format!("net/ipv4/neigh/{uplink}/proxy_delay"), "0");
-                }
-                IpAddr::V6(_) => {
-                    set(format!("net/ipv6/neigh/{uplink}/proxy_delay"), "0");
-                    set(format!("net/ipv6/conf/{uplink}/proxy_ndp"), "1");
-                    // A solicitation sent to the address itself is looked at for this one only
-                    // (ip6_forward() in net/ipv6/ip6_output.c).
-                    set("net/ipv6/conf/all/proxy_ndp".into(), "1");
-                }
-            }
+            let family = Family::of(prefix.addr());
+            self.granted
+                .entry((prefix.trunc(), identity.id))
+                .or_default()
+                .extend(egress.get(family));
         }
     }
 }

@@ -10,11 +10,14 @@
 //!            └► flows    which connection-tracking entries agree with it
 //! ```
 
+mod carried;
 mod compile;
+mod exits;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod flatten;
 pub mod flows;
+mod forwarded;
 pub mod gateways;
 mod held;
 pub mod index;
@@ -23,13 +26,13 @@ pub mod interval;
 pub mod nft;
 #[cfg(test)]
 mod oracle_tests;
+mod own;
 mod peers;
 mod problems;
 mod ruleset;
 pub mod sandbox;
 pub mod scope;
 mod select;
-mod sets;
 pub mod state;
 #[cfg(test)]
 mod tests;

@@ -96,7 +96,7 @@ impl fmt::Display for Atom {
             Self::Number(number) => write!(f, "{number:#010x}"),
             Self::Ports(first, last) if first == last => write!(f, "{first}"),
             Self::Ports(first, last) => write!(f, "{first}-{last}"),
-            Self::Mac([a, b, c, d, e, g]) => write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}"),
+            Self::Mac(mac) => f.write_str(&mac.map(|byte| format!("{byte:02x}")).join(":")),
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
             Self::Drop => f.write_str("drop"),

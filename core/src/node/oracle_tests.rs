@@ -108,18 +108,28 @@ fn oracle(inputs: &NodeInputs, app: &str, destination: IpAddr) -> Option<Verdict
     }
     claims.sort_by_key(|(length, created, name, _)| (*length, *created, *name));
     let (_, _, _, policy) = claims.first()?;
-    for through in &policy.through {
-        let gateway = plan.gateways.iter().find(|g| g.gateway == through.gateway)?;
-        if !gateway.nodes.is_empty() {
-            let has = gateway.identities[0].egress_ip.ipv4.is_some();
-            return Some(if has {
-                Verdict::Identity(through.identity)
-            } else {
-                Verdict::Block
-            });
-        }
+    let v4 = |g: &&spillway_crds::member::PlannedGatewaySpec| g.identities[0].egress_ip.ipv4.is_some();
+    let there = policy.through.iter().filter_map(|t| {
+        let gateway = plan.gateways.iter().find(|g| g.gateway == t.gateway);
+        gateway
+            .filter(|g| !g.nodes.is_empty())
+            .map(|g| (t.identity, v4(&g)))
+    });
+    let there: Vec<(u16, bool)> = there.collect();
+    let others: Vec<u16> = there
+        .iter()
+        .skip(1)
+        .filter(|(_, v4)| *v4)
+        .map(|(id, _)| *id)
+        .collect();
+    match there.first() {
+        Some((_, false)) => Some(Verdict::Block),
+        Some((id, true)) if others.is_empty() => Some(Verdict::Identity(*id)),
+        Some((id, true)) => Some(Verdict::Prefer(*id, others.into_iter().collect())),
+        None if policy.on_unavailable == OnUnavailable::NodeIP => None,
+        None if policy.through.is_empty() => Some(Verdict::Block),
+        None => Some(Verdict::Wait(policy.through.iter().map(|t| t.identity).collect())),
     }
-    (policy.on_unavailable == OnUnavailable::Block).then_some(Verdict::Block)
 }
 
 proptest! {
@@ -146,7 +156,7 @@ proptest! {
         let table = compile(&inputs).ruleset.expect("a table");
         let rules: Vec<&String> = table.chains.values().flat_map(|c| &c.rules).collect();
         for word in rules.iter().flat_map(|r| r.split(' ')) {
-            if let Some(set) = word.strip_prefix('@') {
+            if let Some(set) = word.strip_prefix('@').filter(|s| !s.starts_with("th,")) {
                 prop_assert!(table.sets.contains_key(set), "{}", set);
             }
         }

@@ -17,6 +17,9 @@ pub(super) const MAIN: u32 = 254;
 /// Metric of our routes; any but 0, which IPv6 doesn't have.
 pub(super) const METRIC: u32 = 100;
 
+/// A MAC address.
+pub(super) type Mac = [u8; 6];
+
 /// A node at the tunnel's far end.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
@@ -123,14 +126,14 @@ impl Peers {
         self.own.as_ref().map(|o| o.overlay).unwrap_or_default()
     }
 
+    /// The other nodes.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Peer> {
+        self.others.values()
+    }
+
     /// Addresses of the other nodes.
     pub(super) fn underlays(&self) -> impl Iterator<Item = (&NodeRef, IpAddr)> {
         self.others.iter().map(|(node, peer)| (node, peer.remote))
-    }
-
-    /// Addresses that tunnel packets may come from.
-    pub(super) fn remotes(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.others.values().map(|p| p.remote)
     }
 
     /// The device, forwarding entries, neighbours, and a route to every peer's overlay address: replies

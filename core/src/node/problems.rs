@@ -1,12 +1,17 @@
 //! What in the inputs can't be realised, for the person who must act. Nothing here opens a way out: what
 //! can't be realised is blocked.
 
-use ipnet::IpNet;
+use std::collections::BTreeSet;
 
+use ipnet::IpNet;
+use spillway_crds::member::{NodeRef, PlannedGatewaySpec};
+
+use super::exits::{Exit, exit};
+use super::gateways::carriers;
 use super::held::Taken;
 use super::inputs::{Addresses, NodeInputs};
+use super::own::{doubled, is_source_node};
 use super::peers::Peers;
-use super::select::holder;
 
 /// Problems with `inputs`, one sentence each; empty where all of the plan can be realised.
 pub fn problems(inputs: &NodeInputs) -> Vec<String> {
@@ -33,34 +38,7 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
     }
     let taken = Taken::new(inputs, plan, &peers);
     for gateway in &plan.gateways {
-        let Some(node) = holder(gateway) else {
-            continue;
-        };
-        if peers.is_self(node) {
-            let egress = gateway
-                .identities
-                .iter()
-                .flat_map(|i| Addresses::of(&i.egress_ip).iter());
-            for address in egress {
-                let name = &gateway.gateway;
-                if let Some(what) = taken.by(address) {
-                    out.push(format!(
-                        "gateway {name}: egress IP {address} (spec.addresses) is {what}; what would leave with it is \
-                         blocked"
-                    ));
-                } else if inputs.facts.uplink_for(address).is_none() {
-                    out.push(format!(
-                        "gateway {name}: no interface has the network of egress IP {address} and there is no default \
-                         route"
-                    ));
-                }
-            }
-        } else if peers.get(node).is_none() {
-            out.push(format!(
-                "gateway {}: its node {}/{} has no address that this node can send to",
-                gateway.gateway, node.member, node.node
-            ));
-        }
+        gateway_problems(inputs, gateway, &peers, &taken, &mut out);
     }
     for policy in &plan.policies {
         let unreadable = policy.to.cidrs.iter().chain(&policy.to.except);
@@ -73,4 +51,59 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
         }
     }
     out
+}
+
+fn gateway_problems(
+    inputs: &NodeInputs,
+    gateway: &PlannedGatewaySpec,
+    peers: &Peers,
+    taken: &Taken,
+    out: &mut Vec<String>,
+) {
+    let name = &gateway.gateway;
+    let source_node = is_source_node(gateway);
+    let here = gateway.nodes.iter().any(|n| peers.is_self(&n.node));
+    let carries = matches!(exit(gateway, peers, &inputs.liveness), Exit::Here);
+    let egress = || {
+        gateway
+            .identities
+            .iter()
+            .flat_map(|i| Addresses::of(&i.egress_ip).iter())
+            .collect::<BTreeSet<_>>()
+    };
+    if carries || (source_node && here) {
+        for address in egress() {
+            if let Some(what) = taken.by(address) {
+                out.push(format!(
+                    "gateway {name}: egress IP {address} (spec.addresses) is {what}; what would leave with it is blocked"
+                ));
+            } else if source_node && inputs.facts.is_own(address) {
+                out.push(format!(
+                    "gateway {name}: egress IP {address} (spec.addresses) is an address of this node itself, so replies \
+                     would end here; take it off the interface or give the gateway translation: GatewayNode"
+                ));
+            } else if inputs.facts.uplink_for(address).is_none() {
+                out.push(format!(
+                    "gateway {name}: no interface has the network of egress IP {address} and there is no default route"
+                ));
+            }
+        }
+    }
+    for slices in &gateway.slices {
+        let twice = doubled(slices);
+        if !twice.is_empty() {
+            out.push(format!(
+                "gateway {name}: ports {twice:?} of egress IP {} are in two nodes' slices; the second goes without",
+                slices.address
+            ));
+        }
+    }
+    let ready = carriers(gateway, &inputs.liveness);
+    let reachable = |n: &&NodeRef| peers.is_self(n) || peers.get(n).is_some();
+    if !carries && !ready.is_empty() && !ready.iter().any(reachable) {
+        out.push(format!(
+            "gateway {name}: its node {}/{} has no address that this node can send to",
+            ready[0].member, ready[0].node
+        ));
+    }
 }

@@ -6,12 +6,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use spillway_crds::hub::OnUnavailable;
-use spillway_crds::member::{GatewayNodeState, NodeRef, PlannedGatewaySpec, PlannedPolicySpec};
+use spillway_crds::member::{PlannedPolicySpec, PlannedThrough};
 
+use super::exits::{Exit, exit};
 use super::flatten::{Claim, flatten};
 use super::flows::Verdict;
+use super::forwarded::Forwarded;
 use super::inputs::{Addresses, NodeInputs, NodePlan, Pod};
 use super::interval::{Family, Interval};
+use super::own::{Own, is_source_node};
 use super::peers::Peers;
 use super::sandbox::settled;
 
@@ -39,10 +42,7 @@ impl Selection {
         self.classes
             .values()
             .flat_map(|c| &c.destinations)
-            .filter_map(|(_, v)| match v {
-                Verdict::Identity(id) => Some(*id),
-                Verdict::Block => None,
-            })
+            .flat_map(|(_, v)| v.identities())
             .collect()
     }
 }
@@ -101,7 +101,8 @@ pub(super) fn owners(pods: &[Pod]) -> BTreeMap<IpAddr, &Pod> {
 }
 
 /// Selects pods into classes.
-pub(super) fn select(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Selection {
+pub(super) fn select(ways: &Ways) -> Selection {
+    let Ways { inputs, plan, .. } = ways;
     let policies = in_order(plan);
     let parsed: Vec<(Vec<IpNet>, Vec<IpNet>)> = policies.iter().map(|p| destinations(p)).collect();
     let mut selection = Selection::default();
@@ -129,7 +130,7 @@ pub(super) fn select(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Sel
                     .map(|i| Claim {
                         cidrs: parsed[*i].0.clone(),
                         except: parsed[*i].1.clone(),
-                        verdict: resolve(policies[*i], family, plan, peers),
+                        verdict: ways.resolve(policies[*i], family),
                     })
                     .collect();
                 flatten(&claims, family)
@@ -175,51 +176,59 @@ fn class_name<'a>(policies: impl Iterator<Item = &'a PlannedPolicySpec>) -> Stri
     hex::encode(&Sha256::digest(names.join("\n").as_bytes())[..6])
 }
 
-/// What becomes of packets of one family that `policy` takes: the first gateway with a holder that this
-/// node can reach carries them. If that gateway has no address of the family they are dropped, whatever
-/// `onUnavailable` says: the gateway is there, and no other address is the right one.
-pub(super) fn resolve(
-    policy: &PlannedPolicySpec,
-    family: Family,
-    plan: &NodePlan,
-    peers: &Peers,
-) -> Option<Verdict> {
-    for entry in &policy.through {
-        let Some(gateway) = plan.gateways.iter().find(|g| g.gateway == entry.gateway) else {
-            continue;
-        };
-        let Some(identity) = gateway.identities.iter().find(|i| i.id == entry.identity) else {
-            continue;
-        };
-        let reachable = match holder(gateway) {
-            Some(node) if peers.is_self(node) => true,
-            Some(node) => match peers.get(node) {
-                Some(peer) => {
-                    if peer.overlay.get(family).is_none() || peers.own_overlay().get(family).is_none() {
-                        return Some(Verdict::Block);
-                    }
-                    true
-                }
-                None => false,
-            },
-            None => false,
-        };
-        if reachable {
-            let egress = Addresses::of(&identity.egress_ip).get(family);
-            return Some(egress.map_or(Verdict::Block, |_| Verdict::Identity(identity.id)));
-        }
-    }
-    match policy.on_unavailable {
-        OnUnavailable::Block => Some(Verdict::Block),
-        OnUnavailable::NodeIP => None,
-    }
+/// What [`select`] judges a policy's gateways by.
+pub(super) struct Ways<'a> {
+    pub(super) inputs: &'a NodeInputs,
+    pub(super) plan: &'a NodePlan,
+    pub(super) peers: &'a Peers,
+    pub(super) own: &'a Own,
+    pub(super) forwarded: &'a Forwarded,
 }
 
-/// The node that carries a gateway's traffic.
-pub(super) fn holder(gateway: &PlannedGatewaySpec) -> Option<&NodeRef> {
-    gateway
-        .nodes
-        .iter()
-        .find(|n| n.state == GatewayNodeState::Ready)
-        .map(|n| &n.node)
+impl Ways<'_> {
+    /// What becomes of packets of one family that `policy` takes: the first gateway that is there carries them. If it
+    /// has no address of the family, or this node no port of that address, they are dropped, whatever
+    /// `onUnavailable` says: the gateway is there, and no other address is the right one.
+    pub(super) fn resolve(&self, policy: &PlannedPolicySpec, family: Family) -> Option<Verdict> {
+        let there: Vec<(u16, bool)> = policy
+            .through
+            .iter()
+            .filter_map(|entry| Some((entry.identity, self.way(entry, family)?)))
+            .collect();
+        let others = || there.iter().skip(1).filter(|(_, usable)| *usable);
+        match (there.first(), policy.on_unavailable) {
+            (Some((id, true)), _) if others().next().is_none() => Some(Verdict::Identity(*id)),
+            (Some((id, true)), _) => Some(Verdict::Prefer(*id, others().map(|(id, _)| *id).collect())),
+            (Some((_, false)), _) => Some(Verdict::Block),
+            (None, OnUnavailable::Block) if policy.through.is_empty() => Some(Verdict::Block),
+            (None, OnUnavailable::Block) => {
+                Some(Verdict::Wait(policy.through.iter().map(|t| t.identity).collect()))
+            }
+            (None, OnUnavailable::NodeIP) => None,
+        }
+    }
+
+    /// Whether the gateway of `entry` is there, and then whether packets of `family` can leave through it.
+    fn way(&self, entry: &PlannedThrough, family: Family) -> Option<bool> {
+        let gateway = self.plan.gateways.iter().find(|g| g.gateway == entry.gateway)?;
+        let identity = gateway.identities.iter().find(|i| i.id == entry.identity)?;
+        let egress = Addresses::of(&identity.egress_ip).get(family);
+        let own = self.peers.own_overlay().get(family);
+        let here = match exit(gateway, self.peers, &self.inputs.liveness) {
+            Exit::None => return None,
+            Exit::Here => true,
+            Exit::Tunnel(hops) if own.is_some() && hops.iter().any(|p| p.overlay.get(family).is_some()) => {
+                false
+            }
+            Exit::Tunnel(_) => return Some(false),
+        };
+        Some(match egress {
+            None => false,
+            Some(_) if !is_source_node(gateway) => true,
+            Some(eip) => {
+                let forwarded = !here || self.forwarded.eips.contains(&eip);
+                forwarded && !self.own.share(eip).living.is_empty()
+            }
+        })
+    }
 }

@@ -22,13 +22,11 @@ fn ip(s: &str) -> IpAddr {
 
 /// The state without the parts that repeat what the table says, then the table as nft reads it.
 fn show(state: &DesiredState) -> String {
-    let table = state
-        .ruleset
-        .as_ref()
-        .map(super::nft::Ruleset::render)
-        .unwrap_or_default();
+    let tables = [&state.ruleset, &state.steering].into_iter().flatten();
+    let table: String = tables.map(super::nft::Ruleset::render).collect();
     let rest = DesiredState {
         ruleset: None,
+        steering: None,
         flows: super::flows::Flows::default(),
         ..state.clone()
     };
@@ -38,9 +36,12 @@ fn show(state: &DesiredState) -> String {
 
 /// Has the real nft check the table, in a network namespace of its own.
 fn nft_accepts(state: &DesiredState) {
-    let text = state.ruleset.as_ref().expect("a table").render();
+    let mut text = state.ruleset.as_ref().expect("a table").render();
+    text.extend(state.steering.as_ref().map(super::nft::Ruleset::render));
+    // The steering table hooks into the device.
+    let script = "ip link add spillway0 type bridge && nft -c -f -";
     let mut child = Command::new("unshare")
-        .args(["--net", "nft", "-c", "-f", "-"])
+        .args(["--net", "sh", "-c", script])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -93,6 +94,27 @@ fn a_node_that_is_both() {
 }
 
 #[test]
+fn a_stateless_gateways_source_node() {
+    let state = compile(&fixtures::stateless_source());
+    nft_accepts(&state);
+    insta::assert_snapshot!(show(&state));
+}
+
+#[test]
+fn a_stateless_gateways_node() {
+    let state = compile(&fixtures::stateless_gateway());
+    nft_accepts(&state);
+    insta::assert_snapshot!(show(&state));
+}
+
+#[test]
+fn a_stateless_gateways_node_with_pods_of_its_own() {
+    let state = compile(&fixtures::stateless_both());
+    nft_accepts(&state);
+    insta::assert_snapshot!(show(&state));
+}
+
+#[test]
 fn without_a_plan_and_after_a_teardown_nothing_is_wanted() {
     let inputs = NodeInputs {
         plan: None,
@@ -107,14 +129,9 @@ fn a_policy_without_any_gateway_blocks_or_lets_be() {
     plan(&mut inputs).gateways[0].nodes.clear();
     let state = compile(&inputs);
     nft_accepts(&state);
-    assert_eq!(
-        verdict_of(&state, "10.244.0.5", "198.51.100.1"),
-        Some(Verdict::Block)
-    );
-    assert_eq!(
-        verdict_of(&state, "fd00:244::5", "2001:db8:99::1"),
-        Some(Verdict::Block)
-    );
+    let wait = Some(Verdict::Wait([7].into_iter().collect()));
+    assert_eq!(verdict_of(&state, "10.244.0.5", "198.51.100.1"), wait);
+    assert_eq!(verdict_of(&state, "fd00:244::5", "2001:db8:99::1"), wait);
     assert_eq!(verdict_of(&state, "10.244.0.5", "198.51.100.9"), None, "excepted");
     assert!(state.rules.is_empty(), "no gateway in use, no rule");
     insta::assert_snapshot!(show(&state));
@@ -133,7 +150,7 @@ fn before_this_node_has_an_overlay_address_selected_pods_are_blocked() {
     assert_eq!(state.tunnel, None);
     assert_eq!(
         verdict_of(&state, "10.244.0.5", "198.51.100.1"),
-        Some(Verdict::Block)
+        Some(Verdict::Wait([7].into_iter().collect()))
     );
     nft_accepts(&state);
     assert_eq!(problems(&inputs).len(), 2, "{:?}", problems(&inputs));
@@ -159,7 +176,7 @@ fn the_next_gateway_of_a_policy_steps_in() {
     });
     assert_eq!(
         verdict_of(&compile(&inputs), "10.244.0.5", "198.51.100.1"),
-        Some(Verdict::Identity(7))
+        Some(Verdict::Prefer(7, [9].into_iter().collect()))
     );
     inputs.plan.as_mut().expect("plan").gateways[0].nodes.clear();
     let state = compile(&inputs);
@@ -443,6 +460,7 @@ fn flows_that_began_otherwise_are_cut() {
         source: ip(source),
         destination: ip(destination),
         translated: ip(translated),
+        port: 0,
         mark,
     };
     let source = compile(&fixtures::source()).flows;
@@ -550,7 +568,7 @@ fn others_bits_of_a_connection_mark_are_neither_read_nor_written() {
             assert!(tag || read.starts_with("0xff00ffff ") || into_tunnel, "{rule}");
         }
     }
-    for set in ["eip4", "eip6", "held", "away"] {
+    for set in ["eip4", "eip6", "leaves", "sliced", "sourced", "away"] {
         for key in table.sets[set].elements.keys() {
             assert!(
                 matches!(key[..], [Atom::Number(n)] if n >> 24 == 0x53),
@@ -618,7 +636,7 @@ fn an_egress_ip_that_is_somebody_elses_is_never_routed_into_the_tunnel() {
         assert!(!proxied(address) && proxied("203.0.113.10"), "{address}");
         let table = state.ruleset.as_ref().expect("table");
         assert!(
-            table.chains["held_8"]
+            table.chains["leaves_8"]
                 .rules
                 .contains(&"meta nfproto ipv4 counter drop".to_owned())
         );

@@ -1,13 +1,15 @@
 //! The sets and maps of our nftables table. Pods, destinations, grants and egress IPs come and go as their
 //! elements; the chains that read them stay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::flows::{Verdict, connection_mark};
-use super::interval::{Family, Interval};
-use super::nft::{Atom, Set};
-use super::ruleset::{Parts, WORDS, Words};
+use super::Parts;
+use super::classify::goto;
+use super::words::{WORDS, Words};
+use crate::node::flows::connection_mark;
+use crate::node::interval::{Family, Interval};
+use crate::node::nft::{Atom, Set};
 
 impl Parts<'_> {
     /// Every set there is, whether or not it has elements: one that comes and goes would take its rules
@@ -30,16 +32,18 @@ impl Parts<'_> {
             let mut add = |name: &str, set: Set, elements| {
                 sets.insert(format!("{name}{suffix}"), Set { elements, ..set });
             };
-            add(
-                "underlay",
-                Set::of(address, false),
-                of(&mut self.remotes.iter().copied()),
-            );
-            add(
-                "eips",
-                Set::of(address, false),
-                of(&mut self.held.guarded.iter().copied()),
-            );
+            for (name, addresses) in [
+                ("underlay", self.peers.others().map(|p| p.remote).collect()),
+                (
+                    "overlay",
+                    self.peers.others().flat_map(|p| p.overlay.iter()).collect(),
+                ),
+                ("eips", self.eips.clone()),
+                ("forwarded", self.forwarded.eips.clone()),
+            ] {
+                let addresses: BTreeSet<IpAddr> = addresses;
+                add(name, Set::of(address, false), of(&mut addresses.into_iter()));
+            }
             let local = self.local.iter().filter(|i| i.family() == *family);
             add(
                 "local",
@@ -71,7 +75,7 @@ impl Parts<'_> {
             add("pods", Set::map(address, "verdict", false), pods.collect());
             for (name, class) in &self.selection.classes {
                 let to = class.destinations.iter().filter(|(i, _)| i.family() == *family);
-                let to = to.map(|(i, verdict)| (vec![i.atom()], Some(goto(*verdict))));
+                let to = to.map(|(i, verdict)| (vec![i.atom()], Some(Atom::Goto(goto(*verdict)))));
                 sets.insert(
                     format!("to{suffix}_{name}"),
                     Set {
@@ -97,22 +101,41 @@ impl Parts<'_> {
                 ..Set::of("mark", false)
             },
         );
-        let held = self.held.identities.keys();
-        let held = held.map(|id| (mark(*id), Some(Atom::Jump(format!("held_{id}")))));
+        let leaves = self
+            .held
+            .identities
+            .keys()
+            .copied()
+            .chain(self.sourced().map(|(id, _)| id));
+        let leaves = leaves.map(|id| (mark(id), Some(Atom::Jump(format!("leaves_{id}")))));
         sets.insert(
-            "held".into(),
+            "leaves".into(),
             Set {
-                elements: held.collect(),
+                elements: leaves.collect(),
                 ..Set::map("mark", "verdict", false)
             },
         );
+        let sliced = self
+            .sourced()
+            .map(|(id, _)| (mark(id), Some(Atom::Goto(format!("snat_{id}")))));
+        sets.insert(
+            "sliced".into(),
+            Set {
+                elements: sliced.collect(),
+                ..Set::map("mark", "verdict", false)
+            },
+        );
+        let sourced = self.sourced().map(|(id, _)| (mark(id), None));
+        sets.insert(
+            "sourced".into(),
+            Set {
+                elements: sourced.collect(),
+                ..Set::of("mark", false)
+            },
+        );
+        for words in &WORDS {
+            self.port_sets(words, &mut sets);
+        }
         sets
     }
-}
-
-fn goto(verdict: Verdict) -> Atom {
-    Atom::Goto(match verdict {
-        Verdict::Identity(id) => format!("egress_{id}"),
-        Verdict::Block => "blocked".into(),
-    })
 }

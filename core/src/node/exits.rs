@@ -1,0 +1,36 @@
+//! Which ways lead from this node to a gateway now.
+
+use spillway_crds::hub::Translation;
+use spillway_crds::member::PlannedGatewaySpec;
+
+use super::gateways::{Liveness, carriers};
+use super::peers::{Peer, Peers};
+
+/// How this node's pods reach a gateway.
+#[derive(Clone, Debug)]
+pub(super) enum Exit<'a> {
+    /// Not at all: nobody carries the gateway, or nobody that this node can send to.
+    None,
+    /// This node carries it.
+    Here,
+    /// Through the tunnel, by any of these.
+    Tunnel(Vec<&'a Peer>),
+}
+
+/// The ways to `gateway`. One that translates on its own node has its connections' state there, so only its first
+/// carrier will do.
+pub(super) fn exit<'a>(gateway: &PlannedGatewaySpec, peers: &'a Peers, liveness: &Liveness) -> Exit<'a> {
+    let mut nodes = carriers(gateway, liveness);
+    if gateway.translation == Translation::GatewayNode {
+        nodes.truncate(1);
+    }
+    if nodes.iter().any(|n| peers.is_self(n)) {
+        return Exit::Here;
+    }
+    let hops: Vec<&Peer> = nodes.into_iter().filter_map(|n| peers.get(n)).collect();
+    if hops.is_empty() {
+        Exit::None
+    } else {
+        Exit::Tunnel(hops)
+    }
+}

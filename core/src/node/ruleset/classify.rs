@@ -1,0 +1,100 @@
+//! Which packets are whose: selected pods' packets get their identity.
+
+use super::words::{WORDS, Words};
+use super::{IDENTITY_MASK, Parts, TAG_MASK, identity};
+use crate::node::flows::{Verdict, connection_mark};
+
+/// Destinations that are no single host elsewhere.
+pub(super) const NOT_ELSEWHERE: &str = "fib daddr type { local, broadcast, anycast, multicast }";
+
+impl Parts<'_> {
+    pub(super) fn classify(&self) -> Vec<String> {
+        // A router confirms its neighbour by a solicitation sent to the address itself.
+        let mut rules = vec![
+            "ip6 daddr @eips6 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return".to_owned(),
+        ];
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!(
+                "ct state untracked {header} daddr @forwarded{suffix} return"
+            ));
+        }
+        // What connection tracking hasn't translated back belongs to no connection, and would go round
+        // between the egress IP's route and the tunnel.
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!("{header} daddr @eips{suffix} counter drop"));
+        }
+        rules.push(format!("iifname \"{}\" return", self.settings.device));
+        rules.push("ct direction reply return".into());
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!("{header} saddr vmap @pods{suffix}"));
+        }
+        rules
+    }
+
+    pub(super) fn class(name: &str) -> Vec<String> {
+        let mut rules = Vec::new();
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!("{header} daddr @local{suffix} return"));
+        }
+        rules.push(format!("{NOT_ELSEWHERE} return"));
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!("{header} daddr vmap @to{suffix}_{name}"));
+        }
+        rules
+    }
+
+    /// The chain of a verdict under which flows of several identities live, if it needs one.
+    pub(super) fn prefer(verdict: Verdict) -> Option<(String, Vec<String>)> {
+        let Verdict::Prefer(id, others) = verdict else {
+            return None;
+        };
+        let began = |other| {
+            let mark = connection_mark(other);
+            format!("{} == {mark:#010x} goto egress_{other}", identity())
+        };
+        let rules = others.iter().map(began).chain([format!("goto egress_{id}")]);
+        Some((goto(verdict), rules.collect()))
+    }
+
+    pub(super) fn egress(&self, id: u16) -> Vec<String> {
+        let mut rules = vec![
+            // NAT never touches these, so they would leave with the pod's own address.
+            "ct state invalid,untracked counter drop".to_owned(),
+        ];
+        if self.own.identities.contains_key(&id) {
+            rules.push("meta l4proto != { tcp, udp, sctp, icmp, ipv6-icmp } counter drop".into());
+            for Words { icmp, .. } in &WORDS {
+                rules.push(format!(
+                    "ct state != related {icmp} type != echo-request counter drop"
+                ));
+            }
+        }
+        rules.extend([
+            format!(
+                "ct state new ct mark set ct mark and {:#010x} or {:#010x}",
+                !(TAG_MASK | IDENTITY_MASK),
+                connection_mark(id)
+            ),
+            // A flow that began under another identity, or under none, was translated then and for good.
+            format!("{} != {:#010x} counter drop", identity(), connection_mark(id)),
+        ]);
+        if let Some(mark) = self.routed.get(&id) {
+            rules.push(format!(
+                "meta mark set meta mark and {:#010x} or {mark:#010x}",
+                !self.settings.mark_mask
+            ));
+        }
+        rules
+    }
+}
+
+/// Name of the chain that a verdict sends packets to.
+pub(super) fn goto(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Identity(id) => format!("egress_{id}"),
+        Verdict::Prefer(..) => verdict
+            .identities()
+            .fold("prefer".into(), |name, id| format!("{name}_{id}")),
+        Verdict::Block | Verdict::Wait(_) => "blocked".into(),
+    }
+}

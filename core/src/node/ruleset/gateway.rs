@@ -1,0 +1,182 @@
+//! What comes out of the tunnel, and what a stateless gateway's node only forwards.
+
+use super::classify::NOT_ELSEWHERE;
+use super::words::{PORTS, WORDS, Words};
+use super::{PROBE_PORT, Parts};
+use crate::node::flows::TAG;
+
+impl Parts<'_> {
+    pub(super) fn raw_in(&self) -> Vec<String> {
+        let device = &self.settings.device;
+        let mut rules = Vec::new();
+        // Only from peers and only to this node: a pod's own packet to that port must stay tracked, or
+        // nothing would translate it.
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!(
+                "{header} saddr @underlay{suffix} udp dport {port} fib daddr type local notrack",
+                port = self.port
+            ));
+        }
+        for w in &WORDS {
+            rules.extend(self.probe(w).map(|probe| format!("{probe} notrack")));
+        }
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!(
+                "iifname \"{device}\" {header} saddr @forwarded{suffix} notrack"
+            ));
+            rules.push(format!(
+                "iifname != \"{device}\" {header} daddr @forwarded{suffix} goto raw_reply"
+            ));
+        }
+        rules
+    }
+
+    /// Matches a probe or its answer from a peer.
+    fn probe(&self, w: &Words) -> Option<String> {
+        let own = self.overlay.get(w.family)?;
+        let Words { suffix, header, .. } = w;
+        Some(format!(
+            "iifname \"{}\" ether saddr . {header} saddr @peers{suffix} {header} daddr {own} udp sport {PROBE_PORT} udp dport \
+             {PROBE_PORT}",
+            self.settings.device
+        ))
+    }
+
+    /// Replies to this node's own ports are tracked, since it translates them back; all others are only forwarded.
+    pub(super) fn raw_reply() -> Vec<String> {
+        let mut rules = Vec::new();
+        for w in &WORDS {
+            let Words {
+                suffix,
+                header,
+                icmp,
+                inner,
+                ..
+            } = w;
+            rules.extend([
+                format!("{PORTS} {header} daddr . th dport @own{suffix} return"),
+                format!("{icmp} type echo-reply {header} daddr . {icmp} id @own_id{suffix} return"),
+                format!(
+                    "{} {header} daddr . {} @own_err{suffix} return",
+                    w.error_with_ports(),
+                    inner.source_port
+                ),
+                format!(
+                    "{} {header} daddr . {} @own_err{suffix} return",
+                    w.error_of_echo(),
+                    inner.echo_id
+                ),
+            ]);
+        }
+        rules.push("notrack".into());
+        rules
+    }
+
+    pub(super) fn raw_out(&self) -> Vec<String> {
+        let mut rules = Vec::new();
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!(
+                "{header} daddr @underlay{suffix} udp dport {port} meta mark set 0x00000000 notrack",
+                port = self.port
+            ));
+        }
+        for Words {
+            family,
+            suffix,
+            header,
+            ..
+        } in &WORDS
+        {
+            if let Some(own) = self.overlay.get(*family) {
+                rules.push(format!(
+                    "oifname \"{}\" {header} saddr {own} {header} daddr @overlay{suffix} udp sport {PROBE_PORT} udp dport \
+                     {PROBE_PORT} notrack",
+                    self.settings.device
+                ));
+            }
+        }
+        // This node's own errors about what it only forwards.
+        for Words {
+            suffix,
+            header,
+            errors,
+            ..
+        } in &WORDS
+        {
+            rules.push(format!("{errors} {header} daddr @forwarded{suffix} notrack"));
+        }
+        rules
+    }
+
+    pub(super) fn arrive(&self) -> Vec<String> {
+        let mut rules = vec![format!("iifname != \"{}\" return", self.settings.device)];
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!(
+                "ct state untracked {header} saddr @forwarded{suffix} goto transit"
+            ));
+        }
+        for w in &WORDS {
+            rules.extend(
+                self.probe(w)
+                    .map(|probe| format!("ct state untracked {probe} meta mark set 0x00000000 return")),
+            );
+        }
+        rules.push("ct state invalid,untracked counter drop".into());
+        rules.push("ct direction reply meta mark set 0x00000000 return".into());
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!(
+                "ether saddr . {header} saddr != @peers{suffix} counter drop"
+            ));
+        }
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!(
+                "{header} saddr . meta mark != @granted{suffix} counter drop"
+            ));
+        }
+        // A grant is for the way out, not for this cluster and not for this node.
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!("{header} daddr @local{suffix} counter drop"));
+        }
+        rules.push(format!("{NOT_ELSEWHERE} counter drop"));
+        rules.push(format!("ct state new ct mark set meta mark or {TAG:#010x}"));
+        rules.push("meta mark set 0x00000000".into());
+        rules
+    }
+
+    /// Translated packets of other nodes' pods: what the plan grants to exactly this peer, identity, egress IP and
+    /// port goes on. In an ICMP error that a pod sends it is the embedded packet's destination that must be the pod's own.
+    pub(super) fn transit() -> Vec<String> {
+        let mut rules = Vec::new();
+        for Words { suffix, header, .. } in &WORDS {
+            for set in ["local", "eips"] {
+                rules.push(format!("{header} daddr @{set}{suffix} counter drop"));
+            }
+        }
+        rules.push(format!("{NOT_ELSEWHERE} counter drop"));
+        for w in &WORDS {
+            let Words {
+                suffix,
+                header,
+                icmp,
+                inner,
+                ..
+            } = w;
+            let key = format!("ether saddr . meta mark . {header} saddr");
+            let itself: String = w
+                .pieces()
+                .map(|(set, piece)| format!("{header} saddr . {piece} @itself{set} "))
+                .collect();
+            rules.extend([
+                format!("{PORTS} {key} . th sport @out{suffix} goto pass"),
+                format!("{icmp} type echo-request {key} . {icmp} id @out_id{suffix} goto pass"),
+                format!(
+                    "{} {itself}{key} . {} @out_err{suffix} goto pass",
+                    w.error_with_ports(),
+                    inner.destination_port
+                ),
+            ]);
+        }
+        rules.push("counter drop".into());
+        rules
+    }
+}
