@@ -34,6 +34,8 @@ pub struct Capabilities {
     pub nftables: bool,
     /// A VXLAN device with the GBP extension can be made.
     pub vxlan_gbp: bool,
+    /// A chain can hook into a device's egress (Linux 5.16), as stateless gateways need it.
+    pub egress_hook: bool,
     /// Connection tracking can be read and cut over netlink.
     pub conntrack: bool,
     /// The namespace has IPv6.

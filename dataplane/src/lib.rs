@@ -43,6 +43,7 @@ use std::net::IpAddr;
 use async_trait::async_trait;
 use spillway_core::node::flows::Flows;
 use spillway_core::node::state::DesiredState;
+use spillway_crds::hub::PortRange;
 use tokio::sync::watch;
 
 pub use changes::{Change, Changes, Operation};
@@ -65,6 +66,16 @@ pub struct Drift {
     pub facts: u64,
     /// What the last comparison found to repair.
     pub found: Changes,
+}
+
+/// How much of an egress IP's ports this node's connections use.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PortCount {
+    /// Connections in each of the ranges asked for, in their order.
+    pub connections: Vec<u32>,
+    /// Connections with the one destination (protocol, address and port) that has most of them. A port serves one
+    /// connection a destination, so this many ports are taken where they are scarcest.
+    pub busiest: u32,
 }
 
 /// One node's kernel.
@@ -91,6 +102,10 @@ pub trait Kernel: Send + Sync {
     /// Announces every egress IP that `addresses` names and this node answers for, as on take-over.
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()>;
 
+    /// Counts the connections of ours by egress IP and range of ports, and answers in the order asked. Holds up nothing
+    /// else.
+    async fn port_use(&self, of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>>;
+
     /// Fires when others touched what is ours, or the facts changed.
     fn drift(&self) -> watch::Receiver<Drift>;
 }
@@ -115,6 +130,10 @@ impl<K: Kernel + ?Sized> Kernel for std::sync::Arc<K> {
 
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()> {
         (**self).announce(addresses).await
+    }
+
+    async fn port_use(&self, of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>> {
+        (**self).port_use(of).await
     }
 
     fn drift(&self) -> watch::Receiver<Drift> {

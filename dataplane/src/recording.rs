@@ -6,9 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use spillway_core::node::flows::Flows;
 use spillway_core::node::state::DesiredState;
+use spillway_crds::hub::PortRange;
 use tokio::sync::watch;
 
-use crate::{Changes, Drift, Error, Facts, Kernel, Operation, Result};
+use crate::{Changes, Drift, Error, Facts, Kernel, Operation, PortCount, Result};
 
 #[derive(Default)]
 struct Inner {
@@ -17,6 +18,7 @@ struct Inner {
     applied: Vec<DesiredState>,
     cut: Vec<Flows>,
     announced: Vec<IpAddr>,
+    port_use: Vec<PortCount>,
     refuse: Option<String>,
     fail_one: Option<String>,
 }
@@ -53,6 +55,11 @@ impl RecordingKernel {
     pub fn set_facts(&self, facts: Facts) {
         self.inner().facts = facts;
         self.drift.send_modify(|d| d.facts += 1);
+    }
+
+    /// Answers these counts from now on, to whatever is asked.
+    pub fn set_port_use(&self, counts: Vec<PortCount>) {
+        self.inner().port_use = counts;
     }
 
     /// Refuses every apply with this message, or no longer.
@@ -108,6 +115,9 @@ fn difference(held: &DesiredState, desired: &DesiredState) -> Changes {
     let mut changes = Changes::default();
     if held.ruleset != desired.ruleset {
         changes.push(Operation::Change, "nftables table");
+    }
+    if held.steering != desired.steering {
+        changes.push(Operation::Change, "steering table");
     }
     if held.tunnel != desired.tunnel {
         changes.push(Operation::Change, "tunnel device");
@@ -166,6 +176,10 @@ impl Kernel for RecordingKernel {
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()> {
         self.inner().announced.extend_from_slice(addresses);
         Ok(())
+    }
+
+    async fn port_use(&self, _of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>> {
+        Ok(self.inner().port_use.clone())
     }
 
     fn drift(&self) -> watch::Receiver<Drift> {

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use spillway_core::node::state::{DesiredState, ForwardingEntry, ProxyNeighbour, Route, RouteTarget};
+use spillway_crds::hub::PortRange;
 use spillway_dataplane::{Kernel, Operation};
 use support::fixture::{chain, desired, dump, ip, node, spread};
 use support::{Namespace, eventually, privileged};
@@ -279,8 +280,12 @@ async fn facts_tell_the_uplink_and_where_addresses_are_asked_for() {
     );
     assert!(facts.capabilities.missing.is_empty(), "{:?}", facts.capabilities);
     let all = &facts.capabilities;
-    assert!(all.nftables && all.vxlan_gbp && all.conntrack && all.ipv6);
+    assert!(all.nftables && all.vxlan_gbp && all.egress_hook && all.conntrack && all.ipv6);
     assert!(!node.run("ip link").contains("spillway"), "the probe is gone");
+    assert!(
+        !node.run("nft list tables").contains("probe"),
+        "nothing is left of the asking"
+    );
 
     // Settle what the probe itself caused.
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -492,4 +497,60 @@ async fn few_sources_flows_are_cut_alone() {
     ] {
         assert_eq!(kernel.cut(&flows(only)).await.expect("cut"), count, "{only:?}");
     }
+}
+
+/// Connections are counted by egress IP and range, and only ours.
+#[tokio::test]
+async fn connections_are_counted_by_range() {
+    if !privileged() {
+        return;
+    }
+    let node = Namespace::new("ports");
+    node.run("ip addr add 203.0.113.10/32 dev lo; ip addr add 2001:db8:1::10/128 dev lo nodad");
+    // Everything leaves from the egress IPs, at ports of one of two ranges; connections to port 7 aren't ours.
+    node.run(
+        "nft 'table inet t { chain tag { type filter hook output priority -140; \
+         udp dport != 7 ct mark set 0x53000007; icmp type echo-request ct mark set 0x53000007; }; \
+         chain leave { type nat hook postrouting priority 90; \
+         udp dport 9 snat ip to 203.0.113.10:1024-1033; udp dport 9 snat ip6 to [2001:db8:1::10]:1024-1033; \
+         udp dport 11 snat ip to 203.0.113.10:2000-2009; udp dport 7 snat ip to 203.0.113.10:1024-1033; \
+         icmp type echo-request snat ip to 203.0.113.10:2000-2009; }; }'",
+    );
+    for (source, to, count) in [
+        ("127.0.0.2", "127.0.0.1:9", 3),
+        ("127.0.0.2", "127.0.0.3:9", 2),
+        ("127.0.0.2", "127.0.0.1:11", 1),
+        ("127.0.0.2", "127.0.0.1:7", 5),
+        ("::1", "[::1]:9", 4),
+    ] {
+        for _ in 0..count {
+            node.inside(|| {
+                let socket = std::net::UdpSocket::bind((ip(source), 0)).expect("socket");
+                socket.send_to(b"x", to).expect("sent");
+            });
+        }
+    }
+    for _ in 0..4 {
+        node.run("ping -n -c1 -W1 127.0.0.9 || true");
+    }
+    let kernel = node.kernel();
+    let range = |first, last| PortRange { first, last };
+    let asked = [
+        (ip("203.0.113.10"), vec![range(1024, 1033), range(2000, 2009)]),
+        (ip("2001:db8:1::10"), vec![range(1024, 1033), range(3000, 3999)]),
+        (ip("203.0.113.99"), vec![range(1024, 65535)]),
+    ];
+    let counts = kernel.port_use(&asked).await.expect("counts");
+    assert_eq!(
+        counts[0].connections,
+        [5, 5],
+        "three and two; one and four echoes"
+    );
+    assert_eq!(counts[0].busiest, 4, "the echoes");
+    assert_eq!(counts[1].connections, [4, 0]);
+    assert_eq!(counts[1].busiest, 4);
+    assert_eq!(
+        (&counts[2].connections[..], counts[2].busiest),
+        ([0].as_slice(), 0)
+    );
 }

@@ -1,6 +1,6 @@
-//! Connection tracking entries: listed, judged, deleted.
+//! Connection tracking entries: listed, judged, deleted, counted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage};
@@ -8,10 +8,11 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
 use nix::libc::ENOENT;
-use spillway_core::node::flows::{Flow, Flows};
+use spillway_core::node::flows::{Flow, Flows, TAG, TAG_MASK};
+use spillway_crds::hub::PortRange;
 
 use super::netlink::Requests;
-use crate::Result;
+use crate::{PortCount, Result};
 
 /// `IPCTNL_MSG_CT_GET_STATS`: answers with the number of entries, whatever that is.
 const GET_STATS: u8 = 5;
@@ -41,11 +42,18 @@ pub(super) fn probe(requests: &mut Requests<NetfilterMessage>) -> Result<()> {
     )
 }
 
-/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_MARK`; in tuples `CTA_TUPLE_IP`, and in that the addresses.
+/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_MARK`, `CTA_MARK_MASK`; in tuples `CTA_TUPLE_IP` and `CTA_TUPLE_PROTO`, and
+/// in these the addresses, the protocol and what tells connections of one protocol apart.
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const MARK: u16 = 8;
+const MARK_MASK: u16 = 21;
 const IP: u16 = 1;
+const PROTOCOL: u16 = 2;
+const NUMBER: u16 = 1;
+const SOURCE_PORT: u16 = 2;
+const DESTINATION_PORT: u16 = 3;
+const ICMP_ID: [u16; 2] = [4, 7];
 const V4: [u16; 2] = [1, 2];
 const V6: [u16; 2] = [3, 4];
 
@@ -75,42 +83,119 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// Source and destination of a tuple.
-fn ends(tuple: &[u8]) -> Option<(IpAddr, IpAddr)> {
-    let (_, addresses) = attributes(tuple).find(|(kind, _)| *kind == IP)?;
-    let mut found = [None; 2];
-    for (kind, content) in attributes(addresses) {
-        let address = <[u8; 4]>::try_from(content)
-            .map(IpAddr::from)
-            .or_else(|_| <[u8; 16]>::try_from(content).map(IpAddr::from));
-        for (end, slot) in found.iter_mut().enumerate() {
-            if kind == V4[end] || kind == V6[end] {
-                *slot = address.ok();
+/// One direction of an entry.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tuple {
+    ends: [Option<IpAddr>; 2],
+    protocol: u8,
+    /// Source and destination port; of an ICMP echo its identifier twice; 0 where there are none.
+    ports: [u16; 2],
+}
+
+fn tuple(bytes: &[u8]) -> Tuple {
+    let mut out = Tuple::default();
+    for (kind, content) in attributes(bytes) {
+        match kind {
+            IP => {
+                for (kind, content) in attributes(content) {
+                    let address = <[u8; 4]>::try_from(content)
+                        .map(IpAddr::from)
+                        .or_else(|_| <[u8; 16]>::try_from(content).map(IpAddr::from));
+                    for (end, slot) in out.ends.iter_mut().enumerate() {
+                        if kind == V4[end] || kind == V6[end] {
+                            *slot = address.ok();
+                        }
+                    }
+                }
             }
+            PROTOCOL => {
+                for (kind, content) in attributes(content) {
+                    let port = || <[u8; 2]>::try_from(content).map_or(0, u16::from_be_bytes);
+                    match kind {
+                        NUMBER => out.protocol = content.first().copied().unwrap_or_default(),
+                        SOURCE_PORT => out.ports[0] = port(),
+                        DESTINATION_PORT => out.ports[1] = port(),
+                        _ if ICMP_ID.contains(&kind) => out.ports = [port(); 2],
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
         }
     }
-    Some((found[0]?, found[1]?))
+    out
 }
 
 /// What matters of an entry, read from its bytes: typed messages take ten times as long, and most entries are
 /// others'.
 fn flow(message: &[u8]) -> Option<Flow> {
-    let (mut original, mut reply, mut mark) = (None, None, 0);
+    let (mut original, mut reply, mut mark) = (Tuple::default(), Tuple::default(), 0);
     for (kind, content) in attributes(message.get(FAMILY_HEADER..)?) {
         match kind {
-            ORIGINAL => original = ends(content),
-            REPLY => reply = ends(content),
+            ORIGINAL => original = tuple(content),
+            REPLY => reply = tuple(content),
             MARK => mark = u32::from_be_bytes(content.try_into().ok()?),
             _ => {}
         }
     }
-    let ((source, _), (destination, translated)) = (original?, reply?);
     Some(Flow {
-        source,
-        destination,
-        translated,
+        source: original.ends[0]?,
+        destination: reply.ends[0]?,
+        translated: reply.ends[1]?,
+        port: reply.ports[1],
         mark,
     })
+}
+
+/// Counts what our connections use of each address's ranges. The kernel leaves others' connections out itself.
+pub(super) fn port_use(
+    requests: &mut Requests<NetfilterMessage>,
+    of: &[(IpAddr, Vec<PortRange>)],
+) -> Result<Vec<PortCount>> {
+    let index: HashMap<IpAddr, usize> = of.iter().enumerate().map(|(n, (ip, _))| (*ip, n)).collect();
+    let request = [
+        vec![u8::from(NetfilterProtoFamily::Unspec), 0, 0, 0],
+        encoded(MARK, &TAG.to_be_bytes()),
+        encoded(MARK_MASK, &TAG_MASK.to_be_bytes()),
+    ]
+    .concat();
+    let none = || {
+        let counts = of.iter().map(|(_, ranges)| PortCount {
+            connections: vec![0; ranges.len()],
+            busiest: 0,
+        });
+        (counts.collect::<Vec<_>>(), HashMap::new())
+    };
+    let (mut counts, towards) =
+        requests.fold("count connections", GET, &request, none, |state, message| {
+            let reply =
+                attributes(message.get(FAMILY_HEADER..).unwrap_or_default()).find(|(kind, _)| *kind == REPLY);
+            let Some(reply) = reply.map(|(_, content)| tuple(content)) else {
+                return;
+            };
+            let [Some(remote), Some(egress)] = reply.ends else {
+                return;
+            };
+            let Some(&place) = index.get(&egress) else { return };
+            let [remote_port, port] = reply.ports;
+            let (counts, towards) = state;
+            for (range, count) in of[place].1.iter().zip(&mut counts[place].connections) {
+                if (range.first..=range.last).contains(&port) {
+                    *count += 1;
+                }
+            }
+            // An echo's identifier is no port of the other side: all echoes to one address share their identifiers.
+            let icmp =
+                [nix::libc::IPPROTO_ICMP, nix::libc::IPPROTO_ICMPV6].contains(&i32::from(reply.protocol));
+            let remote_port = if icmp { 0 } else { remote_port };
+            *towards
+                .entry((place, reply.protocol, remote, remote_port))
+                .or_insert(0_u32) += 1;
+        })?;
+    for ((place, ..), connections) in towards {
+        counts[place].busiest = counts[place].busiest.max(connections);
+    }
+    Ok(counts)
 }
 
 fn identifying(attributes: Vec<ConntrackAttribute>) -> Vec<ConntrackAttribute> {

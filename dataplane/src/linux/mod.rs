@@ -15,18 +15,23 @@ mod sysctls;
 mod worker;
 
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use netlink_packet_netfilter::NetfilterMessage;
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use spillway_core::node::flows::Flows;
 use spillway_core::node::state::DesiredState;
+use spillway_crds::hub::PortRange;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use self::drift::Hint;
+use self::netlink::Requests;
 use self::worker::Worker;
-use crate::{Capabilities, Changes, Drift, Error, Facts, Kernel, Result};
+use crate::{Capabilities, Changes, Drift, Error, Facts, Kernel, PortCount, Result};
 
 /// How long after a hint the kernel is compared: others make several changes in a row.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -57,6 +62,8 @@ enum Command {
 pub struct LinuxKernel {
     commands: mpsc::Sender<Command>,
     drift: watch::Receiver<Drift>,
+    /// A socket of its own, for what takes long and must hold up nobody.
+    counting: Arc<Mutex<Requests<NetfilterMessage>>>,
 }
 
 impl LinuxKernel {
@@ -93,8 +100,8 @@ impl LinuxKernel {
                 };
                 runtime.block_on(async move {
                     match Actor::open(drift_sender, &table) {
-                        Ok((actor, hints)) => {
-                            let _ = opened.send(Ok(()));
+                        Ok((actor, hints, counting)) => {
+                            let _ = opened.send(Ok(counting));
                             actor.run(inbox, hints).await;
                         }
                         Err(error) => {
@@ -107,8 +114,12 @@ impl LinuxKernel {
                 what: "thread",
                 source,
             })?;
-        was_opened.recv().map_err(|_| Error::Ended)??;
-        Ok(Self { commands, drift })
+        let counting = was_opened.recv().map_err(|_| Error::Ended)??;
+        Ok(Self {
+            commands,
+            drift,
+            counting: Arc::new(Mutex::new(counting)),
+        })
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command + Send) -> Result<T> {
@@ -139,8 +150,11 @@ struct Actor {
     told: Option<(Vec<IpAddr>, (spillway_core::node::state::Facts, Capabilities))>,
 }
 
+/// The loop, what it listens to, and a socket of the thread's namespace.
+type Opened = (Actor, mpsc::Receiver<Hint>, Requests<NetfilterMessage>);
+
 impl Actor {
-    fn open(drift: watch::Sender<Drift>, table: &str) -> Result<(Self, mpsc::Receiver<Hint>)> {
+    fn open(drift: watch::Sender<Drift>, table: &str) -> Result<Opened> {
         let (sender, hints) = mpsc::channel(64);
         let worker = Worker::open(table.to_owned())?;
         drift::listen(&sender, table, worker.watched())?;
@@ -152,6 +166,7 @@ impl Actor {
                 told: None,
             },
             hints,
+            Requests::open("netfilter netlink socket for counting", NETLINK_NETFILTER)?,
         ))
     }
 
@@ -333,6 +348,15 @@ impl Kernel for LinuxKernel {
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()> {
         self.ask(|answer| Command::Announce(addresses.to_vec(), answer))
             .await
+    }
+
+    async fn port_use(&self, of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>> {
+        let (counting, of) = (self.counting.clone(), of.to_vec());
+        let counted = tokio::task::spawn_blocking(move || {
+            let mut requests = counting.lock().unwrap_or_else(PoisonError::into_inner);
+            conntrack::port_use(&mut requests, &of)
+        });
+        counted.await.map_err(|_| Error::Ended)?
     }
 
     fn drift(&self) -> watch::Receiver<Drift> {

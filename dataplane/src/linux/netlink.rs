@@ -124,15 +124,7 @@ where
         wanted: impl Fn(&[u8]) -> bool,
     ) -> Result<Vec<T>> {
         for _ in 0..ATTEMPTS {
-            self.sequence = self.sequence.wrapping_add(1);
-            let length = u32::try_from(HEADER + request.len()).unwrap_or(u32::MAX);
-            let mut bytes = length.to_ne_bytes().to_vec();
-            bytes.extend(kind.to_ne_bytes());
-            bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-            bytes.extend(self.sequence.to_ne_bytes());
-            bytes.extend([0; 4]);
-            bytes.extend(request);
-            self.write(what, &bytes)?;
+            self.ask(what, kind, request)?;
             let (messages, interrupted) = self.receive(what, &wanted)?;
             if !interrupted {
                 return Ok(messages);
@@ -141,8 +133,44 @@ where
         Err(Error::Unstable(what.into()))
     }
 
+    /// Reads a table message by message without keeping any, as [`Self::dump_where`] asks for it. What `each` makes of
+    /// them begins with `start` again where the dump was interrupted.
+    pub(super) fn fold<S>(
+        &mut self,
+        what: &str,
+        kind: u16,
+        request: &[u8],
+        start: impl Fn() -> S,
+        each: impl Fn(&mut S, &[u8]),
+    ) -> Result<S> {
+        for _ in 0..ATTEMPTS {
+            self.ask(what, kind, request)?;
+            let mut state = start();
+            let (_, interrupted) = self.receive(what, |message| {
+                each(&mut state, message);
+                false
+            })?;
+            if !interrupted {
+                return Ok(state);
+            }
+        }
+        Err(Error::Unstable(what.into()))
+    }
+
+    fn ask(&mut self, what: &str, kind: u16, request: &[u8]) -> Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(HEADER + request.len()).unwrap_or(u32::MAX);
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(request);
+        self.write(what, &bytes)
+    }
+
     /// Everything that is wanted up to the end of the answer, and whether the dump was interrupted.
-    fn receive(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Result<(Vec<T>, bool)> {
+    fn receive(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> bool) -> Result<(Vec<T>, bool)> {
         let mut out = Vec::new();
         let mut interrupted = false;
         loop {

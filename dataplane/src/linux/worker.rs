@@ -85,10 +85,12 @@ impl Worker {
         };
         let nftables = note("nftables", self.nft.probe().await);
         let vxlan_gbp = note("vxlan_gbp", facts::vxlan(&mut self.route));
+        let egress_hook = note("egress_hook", Nft::probe_egress().await);
         let conntrack = note("conntrack", conntrack::probe(&mut self.netfilter));
         Capabilities {
             nftables,
             vxlan_gbp,
+            egress_hook,
             conntrack,
             ..out
         }

@@ -45,6 +45,18 @@ impl Nft {
         succeed("list tables", output).map(|_| ())
     }
 
+    /// Whether a chain can hook into a device's egress. The kernel is asked to make one, in a transaction that is
+    /// given up.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn probe_egress() -> Result<()> {
+        let script = "add table netdev spillway_probe\n\
+             add chain netdev spillway_probe steer { type filter hook egress device \"lo\" priority 0; }\n";
+        let output = run(&["-c", "-f", "-"], Some(script)).await?;
+        succeed("hook into a device's egress", output).map(|_| ())
+    }
+
     /// The table as the kernel holds it, or `None` when there is none.
     pub async fn observe(&self) -> Result<Option<Observed>> {
         let output = run(&["-j", "-n", "list", "table", self.family, &self.table], None).await?;
