@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::{Addresses, NodeInputs, Pod, Settings};
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{Compiled, compile_numbered, problems};
@@ -22,6 +23,7 @@ use crate::backoff::Backoff;
 use crate::cluster::Cluster;
 use crate::cni::Cni;
 use crate::disk::Disk;
+use crate::failover::Failover;
 use crate::gate::{self, Next, Seen, Waiting};
 use crate::health::Health;
 use crate::kernel;
@@ -54,6 +56,7 @@ pub(crate) struct Agent<K> {
     health: Health,
     reports: watch::Sender<Option<Report>>,
     cni: Cni,
+    failover: Failover,
     /// What was compiled last, or came from the disk.
     held: NodeInputs,
     applied: Option<Applied>,
@@ -70,6 +73,8 @@ pub(crate) struct Agent<K> {
     /// What the kernel can't do.
     missing: Vec<String>,
     waiting: Option<Waiting>,
+    /// Liveness that the disk has.
+    remembered: Option<Liveness>,
     /// A teardown was done and nothing has been applied since.
     torn_down: bool,
 }
@@ -82,6 +87,7 @@ impl<K: Kernel> Agent<K> {
         health: Health,
         reports: watch::Sender<Option<Report>>,
         cni: Cni,
+        failover: Failover,
         node: &str,
         settings: Settings,
     ) -> Self {
@@ -90,6 +96,7 @@ impl<K: Kernel> Agent<K> {
             ..NodeInputs::default()
         });
         held.settings = settings;
+        held.liveness = disk.recall();
         cni.restore(&held.sandboxes);
         // What an earlier agent had programmed; which facts it had doesn't matter for that.
         let before = compile_numbered(&held).state.flows;
@@ -99,6 +106,7 @@ impl<K: Kernel> Agent<K> {
             health,
             reports,
             cni,
+            failover,
             held,
             applied: None,
             uncut: before.ours,
@@ -108,6 +116,7 @@ impl<K: Kernel> Agent<K> {
             measured: None,
             missing: Vec::new(),
             waiting: None,
+            remembered: None,
             torn_down: false,
         }
     }
@@ -124,6 +133,7 @@ impl<K: Kernel> Agent<K> {
             facts: true,
         };
         let mut full = tokio::time::Instant::now() + FULL_CHECK;
+        self.failover.first_verdicts(&self.held).await;
         loop {
             // Before reading, so that what changes meanwhile makes another round.
             changes.borrow_and_update();
@@ -148,6 +158,7 @@ impl<K: Kernel> Agent<K> {
             tokio::select! {
                 event = changes.changed() => if event.is_err() { return },
                 event = asked.changed() => if event.is_err() { return },
+                () = self.failover.due() => {}
                 event = drift.changed() => {
                     if event.is_err() {
                         return;
@@ -224,6 +235,7 @@ impl<K: Kernel> Agent<K> {
         if let Err(error) = self.measure(&mut inputs, force.facts).await {
             return self.failed("FactsFailed", &error.to_string());
         }
+        self.failover.prepare(&self.held, &mut inputs);
         let Compiled {
             state: desired,
             gateway_indexes,
@@ -250,8 +262,17 @@ impl<K: Kernel> Agent<K> {
         if let Err(error) = self.settle(desired, &bystanders, force).await {
             // Whatever it has now, it isn't what was last said of it.
             self.programmed = None;
+            self.failover.done(&self.held, None);
             return self.failed("ApplyFailed", &error);
         }
+        if self.remembered.as_ref() != Some(&self.held.liveness) {
+            if let Err(error) = self.disk.remember(&self.held.liveness) {
+                tracing::debug!(node = self.held.node, %error, "`show` will not know which nodes are alive");
+            }
+            self.remembered = Some(self.held.liveness.clone());
+        }
+        let held = self.applied.as_ref().map(|a| &a.desired.held);
+        self.failover.done(&self.held, held);
         let found: Vec<String> = problems(&self.held)
             .into_iter()
             .chain(self.missing.clone())
@@ -304,6 +325,8 @@ impl<K: Kernel> Agent<K> {
         };
         self.measured = None;
         self.programmed = None;
+        self.failover.torn_down();
+        self.remembered = None;
         self.torn_down = true;
         let verdict = Verdict::no(
             ConditionType::Programmed,
@@ -405,6 +428,7 @@ impl<K: Kernel> Agent<K> {
         let report = Some(Report {
             programmed,
             torn_down,
+            held: self.failover.holdings(),
             verdict,
         });
         self.reports.send_if_modified(|old| {

@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::Facts;
 
@@ -21,6 +22,12 @@ struct Stored {
     /// The kernel's boot id when this was written.
     boot: String,
     inputs: NodeInputs,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Remembered {
+    boot: String,
+    liveness: Liveness,
 }
 
 /// Where the inputs are kept.
@@ -106,12 +113,35 @@ impl Disk {
         fs::rename(&fresh, self.path())
     }
 
+    /// Takes down with which liveness the kernel's state was compiled. Who looks at that state needs it; who starts
+    /// finds out anew.
+    pub(crate) fn remember(&self, liveness: &Liveness) -> io::Result<()> {
+        let remembered = Remembered {
+            boot: self.boot.clone(),
+            liveness: liveness.clone(),
+        };
+        let fresh = self.directory.join("liveness.json.new");
+        fs::write(&fresh, serde_json::to_vec(&remembered).map_err(io::Error::other)?)?;
+        fs::rename(&fresh, self.directory.join("liveness.json"))
+    }
+
+    /// What was remembered since the node booted.
+    pub(crate) fn recall(&self) -> Liveness {
+        fs::read(self.directory.join("liveness.json"))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok())
+            .filter(|remembered| remembered.boot == self.boot)
+            .map(|remembered| remembered.liveness)
+            .unwrap_or_default()
+    }
+
     /// Removes what is stored.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        match fs::remove_file(self.path()) {
+        let remove = |path: &Path| match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
-        }
+        };
+        remove(&self.path()).and(remove(&self.directory.join("liveness.json")))
     }
 }
 
@@ -141,5 +171,18 @@ mod tests {
         assert_eq!(disk.load("a-1"), None, "damaged");
         disk.clear().expect("cleared");
         assert!(!disk.path().exists());
+    }
+
+    #[test]
+    fn liveness_is_recalled_until_the_next_boot() {
+        let directory = tempfile::tempdir().expect("directory");
+        let mut disk = Disk::new(directory.path());
+        assert_eq!(disk.recall(), Liveness::default());
+        let mut liveness = Liveness::default();
+        liveness.dead.insert(fixtures::node_ref("b", "b-1"));
+        disk.remember(&liveness).expect("written");
+        assert_eq!(disk.recall(), liveness);
+        disk.boot = "another".into();
+        assert_eq!(disk.recall(), Liveness::default());
     }
 }

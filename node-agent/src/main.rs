@@ -7,6 +7,7 @@ mod backoff;
 mod cluster;
 mod cni;
 mod disk;
+mod failover;
 mod gate;
 mod health;
 mod kernel;
@@ -56,6 +57,8 @@ struct Arguments {
     mark_mask: u32,
     #[command(flatten)]
     cni: cni::Flags,
+    #[command(flatten)]
+    probing: failover::Probing,
     /// Log filter, such as `info` or `info,spillway_dataplane=debug`.
     #[arg(long, env = "SPILLWAY_LOG", global = true, default_value = "info")]
     log: String,
@@ -155,14 +158,31 @@ async fn run(
     let (reports, reported) = watch::channel(None);
     let cluster = cluster::Cluster::watch(&client, &node);
     let cni = plugin.cni.clone();
-    let agent = agent::Agent::new(kernel, disk, health.clone(), reports, cni, &node, settings);
+    let (failover, prober_ended) = failover::Failover::start(arguments.probing)?;
+    let farewell = failover.farewell();
+    let agent = agent::Agent::new(
+        kernel,
+        disk,
+        health.clone(),
+        reports,
+        cni,
+        failover,
+        &node,
+        settings,
+    );
     tokio::spawn(health::serve(arguments.health_listen, health));
     tokio::select! {
         error = plugin.run(cluster.clone(), client.clone(), node.clone()) => return Err(error),
         () = agent.run(cluster) => anyhow::bail!("the apply loop has ended"),
         () = status::keep(client, node, reported) => anyhow::bail!("the status writer has ended"),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = prober_ended => anyhow::bail!("the prober has ended"),
+        () = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            farewell.say().await;
+        } => {}
     }
     tracing::info!("ending; the kernel keeps its state");
     Ok(())

@@ -22,6 +22,7 @@ pub(crate) async fn show(
         .load(node)
         .context("nothing is stored: no plan was programmed on this node, or it was torn down")?;
     inputs.settings = settings;
+    inputs.liveness = disk.recall();
     let underlay: Vec<_> = inputs
         .nodes
         .get(node)

@@ -8,11 +8,13 @@ use kube::{Api, Client};
 use serde_json::json;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::{self, Verdict};
+use spillway_crds::hub::HeldAddress;
 use spillway_crds::member::{EgressNode, EgressNodeStatus};
 use tokio::sync::watch;
 
 use crate::backoff::Backoff;
 use crate::cluster::{Own, watch_own};
+use crate::failover::Holding;
 
 /// Field manager of the status.
 const MANAGER: &str = "spillway-node-agent";
@@ -30,6 +32,8 @@ pub(crate) struct Report {
     pub(crate) programmed: Option<String>,
     /// Everything was taken out, as asked.
     pub(crate) torn_down: bool,
+    /// Egress IPs that the node answers for.
+    pub(crate) held: Vec<Holding>,
     /// The `Programmed` condition.
     pub(crate) verdict: Verdict,
 }
@@ -37,7 +41,7 @@ pub(crate) struct Report {
 /// The status that says `report`, given what stands there.
 fn wanted(report: &Report, own: &Own, now: Timestamp) -> EgressNodeStatus {
     let old = own.status.clone().unwrap_or_default();
-    let mut conditions = old.conditions;
+    let mut conditions = old.conditions.clone();
     let verdict = Verdict {
         message: report.verdict.message.chars().take(MESSAGE_LIMIT).collect(),
         ..report.verdict.clone()
@@ -47,13 +51,31 @@ fn wanted(report: &Report, own: &Own, now: Timestamp) -> EgressNodeStatus {
     conditions.retain(|c| c.type_ == ConditionType::Programmed.as_str());
     EgressNodeStatus {
         features: Vec::new(),
-        held: Vec::new(),
+        held: report.held.iter().map(|h| held(h, &old.held)).collect(),
         port_use: Vec::new(),
         programmed: report.programmed.clone(),
         backend: Some("nftables".into()),
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
         torn_down: report.torn_down,
         conditions,
+    }
+}
+
+/// One egress IP. Who took it before this agent began has said why.
+fn held(holding: &Holding, old: &[HeldAddress]) -> HeldAddress {
+    let address = holding.address.to_string();
+    if holding.reason.is_none()
+        && let Some(said) = old.iter().find(|h| h.address == address)
+    {
+        return said.clone();
+    }
+    HeldAddress {
+        address,
+        since: holding.since.to_string(),
+        reason: holding
+            .reason
+            .clone()
+            .unwrap_or_else(|| "this node is the first in rank for it".into()),
     }
 }
 
@@ -64,6 +86,7 @@ fn says(status: Option<&EgressNodeStatus>, wanted: &EgressNodeStatus) -> bool {
             && s.backend == wanted.backend
             && s.agent_version == wanted.agent_version
             && s.torn_down == wanted.torn_down
+            && s.held == wanted.held
             && wanted.conditions.iter().all(|c| s.conditions.contains(c))
     })
 }
@@ -131,6 +154,7 @@ mod tests {
         let report = Report {
             programmed: Some("d".repeat(64)),
             torn_down: false,
+            held: Vec::new(),
             verdict: Verdict::yes(ConditionType::Programmed, "Programmed", ""),
         };
         let now = Timestamp::from_second(1).expect("in range");

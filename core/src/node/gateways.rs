@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use spillway_crds::hub::Translation;
 use spillway_crds::member::{GatewayNodeState, NodeRef, PlannedGatewaySpec};
 
 /// What this node's probes say of gateways' nodes, itself included. Empty where nothing was probed yet: then the
 /// plan decides.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Liveness {
     /// Nodes that answer.
     pub alive: BTreeSet<NodeRef>,

@@ -38,6 +38,7 @@ impl Bench {
             Health::new(),
             sender,
             Cni::off(),
+            Failover::without_prober(),
             "a-1",
             Settings::default(),
         );
