@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use spillway_core::node::compile;
-use spillway_core::node::fixtures::{app, bank, pod, source};
+use spillway_core::node::fixtures::{app, bank, node_ref, pod, stateless_gateway, stateless_source};
 use spillway_core::node::inputs::NodeInputs;
 use spillway_dataplane::{Kernel, LinuxKernel};
 
@@ -34,6 +34,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "ip link set wire0 up",
         "ip link set eth0 up",
         "ip addr add 10.0.0.1/24 dev eth0",
+        "ip link add eth1 type veth peer name wire1",
+        "ip link set wire1 up",
+        "ip link set eth1 up",
     ] {
         let done = Command::new("sh").args(["-c", line]).status()?.success();
         if !done {
@@ -48,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Pods in turn selected by one of `policies`, each with two destinations of its own.
 fn inputs(pods: u16, policies: u16) -> NodeInputs {
-    let mut inputs = source();
+    let mut inputs = stateless_source();
     inputs.pods = (0..pods)
         .map(|n| {
             let [high, low] = n.to_be_bytes();
@@ -72,6 +75,9 @@ fn inputs(pods: u16, policies: u16) -> NodeInputs {
         other.id = 8;
         other.egress_ip.ipv4 = Some("203.0.113.11".into());
         plan.gateways[0].identities.push(other);
+        let mut slices = plan.gateways[0].slices[0].clone();
+        slices.address = "203.0.113.11".into();
+        plan.gateways[0].slices.push(slices);
     }
     inputs
 }
@@ -122,6 +128,18 @@ async fn measure(pods: u16, policies: u16, flows: u16) -> Result<(), Box<dyn std
         println!("one egress IP, last state {what:<8}{}", Times(a_policy));
     }
 
+    let mut dead_next_hop = Vec::new();
+    for round in 0..ROUNDS {
+        inputs.liveness.dead = (round % 2 == 0)
+            .then(|| node_ref("b", "b-2"))
+            .into_iter()
+            .collect();
+        dead_next_hop.push(change(&kernel, true, &inputs).await?);
+    }
+    println!("one next hop dies or comes back  {}", Times(dead_next_hop));
+    inputs.liveness.dead.clear();
+    kernel.apply(&compile(&inputs)).await?;
+
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     for port in 1..=flows {
         // Refusals of earlier ones come back as errors of later ones.
@@ -141,6 +159,23 @@ async fn measure(pods: u16, policies: u16, flows: u16) -> Result<(), Box<dyn std
         }
         println!("cut {what:<9} of {:<6} flows    {}", tracked.trim(), Times(times));
     }
+    take_over(&kernel).await
+}
+
+/// What it costs a gateway's node to answer for what another answered for.
+async fn take_over(kernel: &LinuxKernel) -> Result<(), Box<dyn std::error::Error>> {
+    let mut inputs = stateless_gateway();
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let other = if round % 2 == 0 { "b-1" } else { "b-2" };
+        inputs.liveness.dead = [node_ref("b", other)].into();
+        let first = round == 0;
+        let taken = change(kernel, true, &inputs).await?;
+        if !first {
+            times.push(taken);
+        }
+    }
+    println!("egress IPs taken over, left      {}", Times(times));
     Ok(())
 }
 

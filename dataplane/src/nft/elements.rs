@@ -154,7 +154,8 @@ fn field(form: &str, atom: &Atom) -> Option<[Vec<u8>; 2]> {
         ("ipv4_addr" | "ipv6_addr", Atom::Range(first, last)) => Some([octets(*first), octets(*last)]),
         ("mark", Atom::Number(number)) => Some(same(number.to_ne_bytes().to_vec())),
         ("ether_addr", Atom::Mac(mac)) => Some(same(mac.to_vec())),
-        // Every field that we declare by an expression has 16 bits.
+        // Of the fields that we declare by an expression, ports and ICMP identifiers have 16 bits and all others 32.
+        ("integer", Atom::Number(number)) => Some(same(number.to_be_bytes().to_vec())),
         ("inet_service" | "integer", Atom::Ports(first, last)) => {
             Some([first, last].map(|port| port.to_be_bytes().to_vec()))
         }
