@@ -12,7 +12,7 @@ use super::gateway::{Gateway, Gateways};
 use super::policy::Policies;
 use super::{Federation, FederationState, MemberInput};
 use crate::plan::{Digest, Plan, Resource, ResourceKey, ResourceKind};
-use crate::slices::{Facts, Input, Outcome, Ports, Slice, Slices, allot};
+use crate::slices::{Facts, Input, Known, Outcome, Ports, Slice, Slices, allot};
 
 /// Bytes that a gateway's slices may take in its status, roughly. etcd takes no object above 1.5 MiB.
 const MAX_BYTES: usize = 700_000;
@@ -203,8 +203,10 @@ impl<'a> Allotter<'a, '_> {
                 .chain(had.keys())
                 .map(|node| (node.clone(), self.facts(name, address, node)))
                 .collect();
+            let known_here = known.as_ref().and_then(|k| k.get(&address));
             let outcome = allot(&Input {
-                known: known.get(&address).cloned().unwrap_or_default(),
+                known: known_here.cloned().unwrap_or_default(),
+                unwatched: known.is_none() || gateway.translation == Translation::GatewayNode,
                 recorded: had,
                 claimants,
                 facts,
@@ -276,19 +278,20 @@ impl<'a> Allotter<'a, '_> {
             let slice = slices.get(&address).and_then(|s| s.get(node));
             Some(slice.copied().unwrap_or_default())
         });
+        let newest = self.digests.get(member.name.as_str()).map(Digest::to_string);
         Facts {
             level: ports.map(|u| u.level).unwrap_or_default(),
             vacated: ports.map(|u| Ports::within(&u.vacated)).unwrap_or_default(),
-            settled: reported.programmed.is_some() && reported.programmed == member.progress.acknowledged,
+            settled: newest.is_some() && newest == reported.programmed,
             silent: member.disconnected.is_some() || !(reported.ready || reported.draining),
             runs,
             gone,
         }
     }
 
-    /// What every node of the gateway that counts has in its kernel: those that are ready, in members that are connected. What
-    /// the others know can't be told, and must not hold up everybody.
-    fn known(&self, gateway: &Gateway<'a>) -> ByAddress {
+    /// What every node of the gateway that counts has in its kernel: those that are ready, in members that are
+    /// connected. What the others know can't be told, and must not hold up everybody. `None` where none counts.
+    fn known(&self, gateway: &Gateway<'a>) -> Option<BTreeMap<IpAddr, BTreeMap<NodeRef, Known>>> {
         let connected = || {
             gateway
                 .hosts
@@ -302,21 +305,25 @@ impl<'a> Allotter<'a, '_> {
             .filter(|(_, n)| if ready { n.ready } else { n.draining })
             .map(|(m, n)| (&m.name, &n.programmed))
             .collect();
-        let mut all: Option<ByAddress> = None;
+        let mut all: Option<BTreeMap<_, BTreeMap<_, Known>>> = None;
         for (member, digest) in plans {
             let member = self.federation.members[member.as_str()];
             let slices = digest
                 .as_ref()
                 .and_then(|digest| self.read(member, digest, &gateway.input.name));
             let Some(slices) = slices else {
-                return ByAddress::new();
+                return Some(BTreeMap::new());
             };
+            let said = slices.iter().map(|(address, slices)| {
+                let nodes = slices.iter().map(|(n, s)| (n.clone(), Known::of(s)));
+                (*address, nodes.collect())
+            });
             all = Some(match all {
-                None => (*slices).clone(),
-                Some(all) => common(&all, &slices),
+                None => said.collect(),
+                Some(all) => said.map(|(a, s)| (a, common(all.get(&a), s))).collect(),
             });
         }
-        all.unwrap_or_default()
+        all
     }
 
     /// Slices of a gateway in the plan of this digest. `None` where the plan isn't known.
@@ -387,25 +394,13 @@ fn cost<'n>(nodes: impl IntoIterator<Item = &'n NodeRef>) -> usize {
         .sum()
 }
 
-/// Ports that both plans have in the same state.
-fn common(a: &ByAddress, b: &ByAddress) -> ByAddress {
-    let both = |a: &Slices, b: &Slices| {
-        a.iter()
-            .filter_map(|(node, x)| {
-                let y = b.get(node)?;
-                // `pending` and `ports` are one to a gateway.
-                let granted = x.ports.or(&x.pending).and(&y.ports.or(&y.pending));
-                let all = x.all().and(&y.all());
-                let slice = Slice {
-                    ports: granted,
-                    pending: Ports::NONE,
-                    draining: all.minus(&granted),
-                };
-                Some((node.clone(), slice))
-            })
-            .collect()
-    };
-    a.iter()
-        .filter_map(|(address, x)| Some((*address, both(x, b.get(address)?))))
-        .collect()
+/// What both plans say of each node.
+fn common(a: Option<&BTreeMap<NodeRef, Known>>, mut b: BTreeMap<NodeRef, Known>) -> BTreeMap<NodeRef, Known> {
+    b.retain(|node, _| a.is_some_and(|a| a.contains_key(node)));
+    for (node, known) in &mut b {
+        if let Some(other) = a.and_then(|a| a.get(node)) {
+            *known = known.and(other);
+        }
+    }
+    b
 }

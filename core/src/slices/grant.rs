@@ -114,7 +114,7 @@ impl<'a> Step<'a> {
 
     /// Turns draining ports of the node's own that all gateways know into ports again.
     fn take_back(&mut self, node: &NodeRef) -> bool {
-        let known = self.input.known.get(node).map(Slice::all).unwrap_or_default();
+        let known = self.input.known.get(node).map(|k| k.mapped).unwrap_or_default();
         let Some(slice) = self.slices.get_mut(node) else {
             return false;
         };
@@ -230,7 +230,8 @@ impl<'a> Step<'a> {
         self.slices
             .iter()
             .filter(|(node, s)| {
-                s.ports.blocks() > 1 && self.level(node) == PortLevel::Idle && !served.contains(node)
+                let idle = self.level(node) == PortLevel::Idle && !self.facts(node).silent;
+                idle && s.ports.blocks() > 1 && !served.contains(node)
             })
             .max_by_key(|(node, s)| (s.ports.blocks(), *node))
             .map(|(node, _)| node.clone())

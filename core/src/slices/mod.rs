@@ -1,11 +1,11 @@
 //! Port slices: which node's connections may leave with which ports of an egress IP.
 //!
 //! ```text
-//!          grant                every gateway node          given up, or no claimant
-//!   free ────────► pending ──── knows it ────► ports ─────────────────► draining
-//!    ▲                                           ▲  taken back while still known │
-//!    │                                           └───────────────────────────────┤
-//!    └───────────── the node says that no connection is left there ◄─────────────┘
+//!          grant              every gateway node         given up, or no claimant
+//!   free ────────► pending ─── knows of it ────► ports ────────────────► draining
+//!    ▲                                             ▲   taken back by its node │
+//!    │                                             └──────────────────────────┤
+//!    └──── the node has no connection there and every gateway node knows ◄────┘
 //! ```
 //!
 //! [`allot`] takes one step for one address: it reads what is recorded and says what to record next. A block that is
@@ -65,7 +65,7 @@ pub struct Facts {
     pub vacated: Ports,
     /// What the plan in its kernel gives it. `None` where that plan isn't known.
     pub runs: Option<Slice>,
-    /// No other plan is on its way to it, as far as is known.
+    /// Its plan is the newest: no earlier one can still reach it.
     pub settled: bool,
     /// It can't say anything now.
     pub silent: bool,
@@ -82,8 +82,42 @@ pub struct Input {
     pub claimants: BTreeSet<NodeRef>,
     /// What is known of claimants and of nodes with a slice; nothing of whoever isn't listed.
     pub facts: BTreeMap<NodeRef, Facts>,
-    /// What every gateway node that counts has in its kernel, as its plan calls it.
-    pub known: Slices,
+    /// What every gateway node that counts has in its kernel.
+    pub known: BTreeMap<NodeRef, Known>,
+    /// No gateway node counts, or none has to know of ports: nobody needs to hear of their end.
+    pub unwatched: bool,
+}
+
+/// What is true of a node's ports in every gateway node's plan.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Known {
+    /// Pending or for new connections.
+    pub granted: Ports,
+    /// Draining.
+    pub draining: Ports,
+    /// In any state.
+    pub mapped: Ports,
+}
+
+impl Known {
+    /// What one plan says.
+    pub fn of(slice: &Slice) -> Self {
+        Self {
+            granted: slice.ports.or(&slice.pending),
+            draining: slice.draining,
+            mapped: slice.all(),
+        }
+    }
+
+    /// What both say.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self {
+            granted: self.granted.and(&other.granted),
+            draining: self.draining.and(&other.draining),
+            mapped: self.mapped.and(&other.mapped),
+        }
+    }
 }
 
 /// What to record next, and who lacks ports.
@@ -104,12 +138,23 @@ pub fn allot(input: &Input) -> Outcome {
     let mut slices = input.recorded.clone();
     for (node, slice) in &mut slices {
         let facts = input.facts.get(node).copied().unwrap_or_default();
-        settle(
-            slice,
-            &facts,
-            input.claimants.contains(node),
-            input.known.get(node),
-        );
+        let known = input.known.get(node).copied().unwrap_or_default();
+        let unmapped = if input.unwatched {
+            slice.draining
+        } else {
+            known.draining
+        };
+        release(slice, &facts, &unmapped);
+        if input.claimants.contains(node) && !facts.gone {
+            let ready = slice.pending.and(&known.granted);
+            slice.ports = slice.ports.or(&ready);
+            slice.pending = slice.pending.minus(&ready);
+        } else {
+            // Pending ones too: whoever has seen them must see their end before they are granted anew.
+            slice.draining = slice.all();
+            slice.ports = Ports::NONE;
+            slice.pending = Ports::NONE;
+        }
     }
     let mut step = grant::Step::new(input, slices);
     step.newcomers();
@@ -117,36 +162,22 @@ pub fn allot(input: &Input) -> Outcome {
     step.outcome()
 }
 
-/// What happens to a slice by itself.
-fn settle(slice: &mut Slice, facts: &Facts, claims: bool, known: Option<&Slice>) {
-    if facts.gone {
-        slice.draining = slice.ports;
-        slice.ports = Ports::NONE;
-        slice.pending = Ports::NONE;
-        return;
-    }
-    if let Some(runs) = &facts.runs {
-        // Ports that the node has called empty in an earlier life don't count, nor does its not having heard of them.
-        let said = facts.vacated.and(&runs.draining);
-        let unheard = if facts.settled {
-            slice.draining.minus(&runs.all())
-        } else {
-            Ports::NONE
-        };
-        let left = slice.draining.minus(&said).minus(&unheard);
-        // A record has room for so many ranges; a part that can't be named stays with the rest.
-        if left.pieces().len() <= ports::MAX_RANGES {
-            slice.draining = left;
-        }
-    }
-    if claims {
-        let announced = known.map(|k| k.pending.or(&k.ports)).unwrap_or_default();
-        let ready = slice.pending.and(&announced);
-        slice.ports = slice.ports.or(&ready);
-        slice.pending = slice.pending.minus(&ready);
-    } else {
-        slice.draining = slice.draining.or(&slice.ports);
-        slice.ports = Ports::NONE;
-        slice.pending = Ports::NONE;
+/// Takes away what drains and is empty. `unmapped` is what all gateways call draining: one that is behind could
+/// otherwise pass for one that knows of the next grant.
+fn release(slice: &mut Slice, facts: &Facts, unmapped: &Ports) {
+    let empty = match &facts.runs {
+        _ if facts.gone => slice.draining,
+        // What it said before it knew that they drain was about an earlier life of theirs.
+        Some(runs) if !facts.settled => facts.vacated.and(&runs.draining),
+        Some(runs) => facts
+            .vacated
+            .and(&runs.draining)
+            .or(&slice.draining.minus(&runs.all())),
+        None => Ports::NONE,
+    };
+    let left = slice.draining.minus(&empty.and(unmapped));
+    // A record has room for so many ranges; a part that can't be named stays with the rest.
+    if left.pieces().len() <= ports::MAX_RANGES {
+        slice.draining = left;
     }
 }

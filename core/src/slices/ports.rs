@@ -157,8 +157,15 @@ impl Ports {
             .map(|start| Self::of(start, blocks))
     }
 
+    /// True where the whole aligned stretch is in the set.
     fn covers(&self, start: usize, blocks: usize) -> bool {
-        start + blocks <= BLOCKS && (start..start + blocks).all(|b| self.contains(b))
+        if blocks >= 64 {
+            return self.0[start / 64..(start + blocks) / 64]
+                .iter()
+                .all(|w| *w == u64::MAX);
+        }
+        let mask = ((1 << blocks) - 1) << (start % 64);
+        self.0[start / 64] & mask == mask
     }
 
     fn of(start: usize, blocks: usize) -> Self {
