@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
-use spillway_e2e::federation::{Egress, Federation, OUTSIDE, Story, StoryPod};
+use spillway_e2e::federation::{Egress, Federation, OUTSIDE, Shape, Story, StoryPod};
 use spillway_e2e::{Arena, eventually};
 
 const NAME: &str = "demo";
@@ -24,7 +24,7 @@ async fn main() -> Result<()> {
         "Clusters: hub (1 node), a (2 nodes), b (2 nodes); all with pods 10.244.0.0/16",
     );
     let arena = Arena::up(&Federation::arena_spec(NAME)).await?;
-    let federation = Federation::on(arena).await?;
+    let federation = Federation::on(arena, Shape::Standard).await?;
 
     step(
         begin,

@@ -119,10 +119,44 @@ impl Federation {
 
     /// Power off, power on, and everything on the node ready again.
     pub async fn reboot(&self, node: &str) -> Result<()> {
-        let machine = self.node(node)?;
-        let before = self.agent_restarts(node, NODE_AGENT).await?;
-        machine.power_off().await?;
-        machine.power_on().await?;
-        self.restarted(node, NODE_AGENT, &before).await
+        let outage = self.power_outage(node).await?;
+        outage.begin().await?;
+        outage.end().await
+    }
+
+    /// A power outage of a node that is to begin.
+    pub async fn power_outage(&self, node: &str) -> Result<Outage<'_>> {
+        Ok(Outage {
+            federation: self,
+            node: self.node(node)?,
+            before: self.agent_restarts(node, NODE_AGENT).await?,
+        })
+    }
+}
+
+/// A node's power outage.
+pub struct Outage<'a> {
+    federation: &'a Federation,
+    node: Node,
+    before: (String, u64, bool),
+}
+
+impl Outage<'_> {
+    /// Cuts the power.
+    pub async fn begin(&self) -> Result<()> {
+        self.node.power_off().await
+    }
+
+    /// Gives it back, and waits until the node's agent is ready.
+    pub async fn end(&self) -> Result<()> {
+        self.node.power_on().await?;
+        self.over().await
+    }
+
+    /// Waits until the node's agent is ready again, whoever switched the node on.
+    pub async fn over(&self) -> Result<()> {
+        self.federation
+            .restarted(self.node.name(), NODE_AGENT, &self.before)
+            .await
     }
 }

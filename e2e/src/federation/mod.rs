@@ -1,20 +1,18 @@
 //! A federation on an arena: installed, joined and asked as its users do, through the `spillway`
 //! program, kubectl and the outside server.
 //!
-//! ```text
-//!  hub-n1                  the hub, two replicas, behind NodePort 30943
-//!  a-n1, a-n2 (egress)     member a; a-n2 is gateway frankfurt (203.0.113.10-19)
-//!  b-n1, b-n2 (egress)     member b; b-n2 is gateway vienna (203.0.113.20-29)
-//! ```
-//! All clusters have the same pod and service ranges.
+//! [`Shape`] says which clusters and gateways there are. All clusters have the same pod and service ranges.
 
 mod daemons;
 mod diagnose;
+mod flows;
+mod gateway;
 mod hub;
 mod install;
 mod kernel;
 mod membership;
 mod rest;
+mod shape;
 mod story;
 mod traffic;
 
@@ -26,12 +24,14 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
 
 pub use daemons::Frozen;
+pub use flows::{Flows, Load, Outcome};
 pub use membership::Token;
+pub use shape::Shape;
 pub use story::Story;
 pub use traffic::{Egress, StoryPod, Watch};
 
 use crate::scenario::{Arena, Cluster, Node};
-use crate::state::{ArenaSpec, ClusterSpec};
+use crate::state::ArenaSpec;
 
 /// The outside server over IPv4.
 pub const OUTSIDE: &str = "198.51.100.10:7000";
@@ -44,67 +44,44 @@ const HUB_PORT: u16 = 30_943;
 /// How long convergence may take on a busy machine before a scenario gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The two gateways that every scenario may use.
-const GATEWAYS: &str = "
-apiVersion: spillway.io/v1alpha1
-kind: EgressGateway
-metadata: {name: frankfurt}
-spec:
-  nodes: [{member: a, selector: {matchLabels: {egress: 'true'}}}]
-  addresses: {ipv4: [203.0.113.10-203.0.113.19], ipv6: ['2001:db8:113::10-2001:db8:113::19']}
----
-apiVersion: spillway.io/v1alpha1
-kind: EgressGateway
-metadata: {name: vienna}
-spec:
-  nodes: [{member: b, selector: {matchLabels: {egress: 'true'}}}]
-  addresses: {ipv4: [203.0.113.20-203.0.113.29], ipv6: ['2001:db8:113::20-2001:db8:113::29']}
-";
-
-/// A hub and two members.
+/// A hub and its members.
 pub struct Federation {
     arena: Arena,
+    shape: Shape,
     clusters: BTreeMap<String, Cluster>,
 }
 
 impl Federation {
-    /// The arena that a federation stands on.
+    /// The arena that a standard federation stands on.
     pub fn arena_spec(name: &str) -> ArenaSpec {
-        let egress = BTreeMap::from([("egress".to_owned(), "true".to_owned())]);
-        let member = |cluster: &str| {
-            let mut spec = ClusterSpec::new(cluster, 2);
-            spec.node_labels = BTreeMap::from([(format!("{cluster}-n2"), egress.clone())]);
-            spec
-        };
-        ArenaSpec {
-            name: name.to_owned(),
-            clusters: vec![ClusterSpec::new("hub", 1), member("a"), member("b")],
-        }
+        Shape::Standard.spec(name)
     }
 
-    /// Brings the clusters up, installs the hub, joins both members, offers the gateways.
-    ///
-    /// With `SPILLWAY_ARENA=name` in the environment an arena of that name is used, brought up if
-    /// there is none and left standing: for working on one scenario again and again.
+    /// Brings a standard federation up.
     pub async fn up(name: &str) -> Result<Self> {
-        let kept = std::env::var("SPILLWAY_ARENA").ok();
-        let arena = match &kept {
-            Some(name) => Arena::attach_or_up(&Self::arena_spec(name)).await?,
-            None => {
-                Arena::up(&Self::arena_spec(&format!(
-                    "{name}-{}",
-                    std::process::id() % 10_000
-                )))
-                .await?
+        Self::up_as(Shape::Standard, name).await
+    }
+
+    /// Brings the clusters up, installs the hub, joins all members, offers the gateways.
+    ///
+    /// With `SPILLWAY_ARENA=name` in the environment an arena of that name (or, for another shape than the standard
+    /// one, of that name and a suffix) is used, brought up if there is none and left standing: for working on one
+    /// scenario again and again.
+    pub async fn up_as(shape: Shape, name: &str) -> Result<Self> {
+        let arena = match std::env::var("SPILLWAY_ARENA") {
+            Ok(kept) => Arena::attach_or_up(&shape.spec(&shape.kept_name(&kept))).await?,
+            Err(_) => {
+                let name = format!("{name}-{}", std::process::id() % 10_000);
+                Arena::up(&shape.spec(&name)).await?
             }
         };
-        let federation = Self::on(arena).await?;
+        let federation = Self::on(arena, shape).await?;
         federation.install_hub().await.context("installing the hub")?;
-        for (member, region) in [("a", "region=eu"), ("b", "region=eu")] {
+        for member in federation.members() {
             if federation.member_exists(member).await? {
                 continue;
             }
-            let token = federation.token(member, &[region]).await?;
+            let token = federation.token(member, &["region=eu"]).await?;
             federation
                 .join(member, &token)
                 .await
@@ -115,21 +92,34 @@ impl Federation {
     }
 
     /// A federation on an arena that is up, with nothing installed yet but the images.
-    pub async fn on(arena: Arena) -> Result<Self> {
+    pub async fn on(arena: Arena, shape: Shape) -> Result<Self> {
         arena
             .load_workspace()
             .await
             .context("giving the nodes the workspace's images")?;
         let mut clusters = BTreeMap::new();
-        for name in ["hub", "a", "b"] {
-            clusters.insert(name.to_owned(), arena.cluster(name).await?);
+        for cluster in &arena.plan().clusters {
+            let name = &cluster.spec.name;
+            clusters.insert(name.clone(), arena.cluster(name).await?);
         }
-        Ok(Self { arena, clusters })
+        Ok(Self {
+            arena,
+            shape,
+            clusters,
+        })
     }
 
-    /// Offers gateways frankfurt and vienna.
+    /// The clusters that join the hub.
+    pub fn members(&self) -> impl Iterator<Item = &str> {
+        self.clusters
+            .keys()
+            .map(String::as_str)
+            .filter(|name| *name != "hub")
+    }
+
+    /// Offers its shape's gateways.
     pub async fn offer_gateways(&self) -> Result<()> {
-        self.apply_hub(GATEWAYS).await
+        self.apply_hub(self.shape.gateways()).await
     }
 
     /// Takes everything down; an arena that was there before stays.
@@ -142,6 +132,11 @@ impl Federation {
         self.arena.down().await
     }
 
+    /// What it is made of.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
     /// The arena below.
     pub fn arena(&self) -> &Arena {
         &self.arena
@@ -152,7 +147,7 @@ impl Federation {
         self.arena
     }
 
-    /// A cluster by name: `hub`, `a`, `b`.
+    /// A cluster by name: `hub` or a member.
     pub fn cluster(&self, name: &str) -> Result<&Cluster> {
         self.clusters
             .get(name)

@@ -48,6 +48,11 @@ impl<'a> StoryPod<'a> {
         &self.node
     }
 
+    /// The federation that it is in.
+    pub(super) fn federation(&self) -> &'a Federation {
+        self.federation
+    }
+
     /// The pod itself.
     pub fn pod(&self) -> &Pod {
         &self.pod

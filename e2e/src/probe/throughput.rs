@@ -1,7 +1,8 @@
-//! How many bytes pass in a second.
+//! How many bytes pass in a second, and whether they are the right ones.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,31 @@ use serde::{Deserialize, Serialize};
 
 /// Enough for one system call to carry a full GSO batch.
 const CHUNK: usize = 128 * 1024;
+
+/// After so many bytes they repeat: a prime, so that no buffer, page or segment shifts them unnoticed.
+const PERIOD: usize = 1_048_573;
+
+/// What every transfer carries, from its first byte on; followed by its own begin, so that any chunk is one slice.
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut bytes: Vec<u8> = (0..PERIOD.div_ceil(8))
+        .flat_map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        })
+        .collect();
+    bytes.truncate(PERIOD);
+    bytes.extend_from_within(..CHUNK);
+    bytes
+});
+
+/// The bytes of a transfer from `offset` on, at most a chunk.
+fn pattern(offset: u64, length: usize) -> &'static [u8] {
+    let start = usize::try_from(offset % PERIOD as u64).unwrap_or_default();
+    &PATTERN[start..start + length.min(CHUNK)]
+}
 
 /// How long the last bytes may take to be confirmed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,6 +50,9 @@ pub struct Throughput {
     /// Connections side by side.
     #[serde(default = "one")]
     pub streams: u16,
+    /// Where the first byte stands that isn't the one sent there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrong: Option<u64>,
 }
 
 fn one() -> u16 {
@@ -41,28 +70,43 @@ pub(crate) enum Until {
 pub(crate) fn sink(mut stream: TcpStream) -> io::Result<()> {
     let started = Instant::now();
     let mut buffer = vec![0; CHUNK];
-    let mut bytes = 0;
+    let (mut bytes, mut wrong) = (0, None);
     loop {
         match stream.read(&mut buffer)? {
             0 => break,
-            length => bytes += length as u64,
+            length => {
+                wrong = wrong.or_else(|| first_wrong(bytes, &buffer[..length]));
+                bytes += length as u64;
+            }
         }
     }
     let report = Throughput {
         bytes,
         seconds: started.elapsed().as_secs_f64(),
         streams: 1,
+        wrong,
     };
     let mut line = serde_json::to_vec(&report)?;
     line.push(b'\n');
     stream.write_all(&line)
 }
 
+/// Where the first byte stands that isn't the transfer's.
+fn first_wrong(offset: u64, bytes: &[u8]) -> Option<u64> {
+    let wanted = pattern(offset, bytes.len());
+    if wanted == bytes {
+        return None;
+    }
+    let at = wanted.iter().zip(bytes).position(|(a, b)| a != b);
+    Some(offset + at.unwrap_or_default() as u64)
+}
+
 /// The server's side of [`receive`]: sends until the client hangs up.
 pub(crate) fn source(mut stream: TcpStream) -> io::Result<()> {
-    let chunk = vec![0; CHUNK];
+    let mut sent = 0;
     loop {
-        stream.write_all(&chunk)?;
+        stream.write_all(pattern(sent, CHUNK))?;
+        sent += CHUNK as u64;
     }
 }
 
@@ -74,7 +118,6 @@ pub(crate) fn send(
     timeout: Duration,
 ) -> anyhow::Result<Throughput> {
     transfer(target, until, streams, timeout, |stream, until, started| {
-        let chunk = vec![0; CHUNK];
         let mut sent: u64 = 0;
         loop {
             let length = match until {
@@ -85,7 +128,7 @@ pub(crate) fn send(
             if length == 0 {
                 break;
             }
-            stream.write_all(&chunk[..length])?;
+            stream.write_all(pattern(sent, length))?;
             sent += length as u64;
         }
         stream.shutdown(Shutdown::Write)?;
@@ -95,6 +138,9 @@ pub(crate) fn send(
             serde_json::from_str(&line).with_context(|| format!("no sink there: it said {line:?}"))?;
         if report.bytes != sent {
             bail!("{sent} bytes were sent and {} arrived", report.bytes);
+        }
+        if let Some(wrong) = report.wrong {
+            bail!("byte {wrong} arrived as another one");
         }
         Ok(sent)
     })
@@ -120,7 +166,12 @@ pub(crate) fn receive(
             }
             match stream.read(&mut buffer)? {
                 0 => bail!("the source ended"),
-                length => received += length as u64,
+                length => {
+                    if let Some(wrong) = first_wrong(received, &buffer[..length]) {
+                        bail!("byte {wrong} arrived as another one");
+                    }
+                    received += length as u64;
+                }
             }
         }
     })
@@ -170,5 +221,39 @@ fn transfer(
         bytes,
         seconds: started.elapsed().as_secs_f64(),
         streams,
+        wrong: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pattern_goes_on_across_its_period_and_a_changed_byte_is_found() {
+        let near = PERIOD as u64 - 5;
+        assert_eq!(pattern(near, 10)[5..], *pattern(0, 5));
+        let mut bytes = pattern(near, CHUNK).to_vec();
+        assert_eq!(first_wrong(near, &bytes), None);
+        assert!(first_wrong(near + 1, &bytes).is_some(), "a lost byte");
+        bytes[1000] ^= 1;
+        assert_eq!(first_wrong(near, &bytes), Some(near + 1000));
+    }
+
+    #[test]
+    fn the_sink_finds_what_was_changed_on_the_way() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let server = thread::spawn(move || sink(listener.accept().unwrap().0));
+        let mut stream = TcpStream::connect(target).unwrap();
+        let mut bytes = pattern(0, 5000).to_vec();
+        bytes[4321] ^= 0x80;
+        stream.write_all(&bytes).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        server.join().unwrap().unwrap();
+        let report: Throughput = serde_json::from_str(&line).unwrap();
+        assert_eq!((report.bytes, report.wrong), (5000, Some(4321)));
+    }
 }

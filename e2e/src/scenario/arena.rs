@@ -1,6 +1,6 @@
 //! An arena as a scenario holds it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Result, bail};
 
@@ -112,6 +112,16 @@ impl Arena {
     /// Narrows the router's paths between the segments and the outside to `mtu`, or widens them again.
     pub fn set_path_mtu(&self, mtu: Option<u16>) -> Result<()> {
         wire::set_path_mtu(&self.plan, mtu)
+    }
+
+    /// Begins to note the source of every packet that reaches the outside; see [`Arena::sources`].
+    pub fn watch_sources(&self) -> Result<()> {
+        wire::watch_sources(&self.plan)
+    }
+
+    /// All source addresses that reached the outside since then, by whatever packet.
+    pub fn sources(&self) -> Result<BTreeSet<IpAddr>> {
+        wire::sources(&self.plan)
     }
 
     /// Gives every node the workspace's daemons as cargo built them last.

@@ -18,6 +18,8 @@ pub mod address;
 mod build;
 mod fault;
 pub mod netns;
+mod sources;
 
 pub use build::{CARD, build, plug, route_pods, unplug};
 pub use fault::{Direction, set_cable, set_half_open, set_path_mtu};
+pub use sources::{sources, watch_sources};

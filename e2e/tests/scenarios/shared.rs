@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
-use spillway_e2e::federation::Federation;
+use spillway_e2e::federation::{Federation, Shape};
 use tokio::runtime::Runtime;
 
 /// A story, and the stage it needs.
@@ -18,19 +18,25 @@ pub(crate) struct Scenario {
 
 /// What a story is told to.
 pub(crate) enum Story {
-    /// The federation that all these share.
-    Federation(for<'a> fn(&'a Federation) -> BoxFuture<'a, Result<()>>),
+    /// The federation of that shape, which all these share.
+    Federation(Shape, for<'a> fn(&'a Federation) -> BoxFuture<'a, Result<()>>),
     /// Clusters that it brings up and takes down itself.
     Alone(fn() -> BoxFuture<'static, Result<()>>),
 }
 
-/// Makes the list entry of a scenario that is an `async fn(&Federation) -> Result<()>`, or, with `alone`,
-/// an `async fn() -> Result<()>`.
+/// Makes the list entry of a scenario that is an `async fn(&Federation) -> Result<()>` (on the standard federation, or
+/// with `on SHAPE` on another), or, with `alone`, an `async fn() -> Result<()>`.
 macro_rules! scenario {
     ($group:literal, $module:ident :: $name:ident) => {
+        crate::shared::scenario!($group, on Standard $module::$name)
+    };
+    ($group:literal, on $shape:ident $module:ident :: $name:ident) => {
         crate::shared::Scenario {
             name: concat!($group, "::", stringify!($name)).to_owned(),
-            story: crate::shared::Story::Federation(|federation| Box::pin($module::$name(federation))),
+            story: crate::shared::Story::Federation(
+                spillway_e2e::federation::Shape::$shape,
+                |federation| Box::pin($module::$name(federation)),
+            ),
         }
     };
     ($group:literal, alone $module:ident :: $name:ident) => {
@@ -62,7 +68,7 @@ impl Stage {
     /// what the clusters and nodes looked like is written down.
     pub(crate) fn run(&self, scenario: &Scenario) -> Result<()> {
         match scenario.story {
-            Story::Federation(story) => self.with_federation(&scenario.name, story),
+            Story::Federation(shape, story) => self.with_federation(&scenario.name, shape, story),
             Story::Alone(story) => self.runtime.block_on(timed(&scenario.name, story())),
         }
     }
@@ -70,13 +76,18 @@ impl Stage {
     fn with_federation(
         &self,
         name: &str,
+        shape: Shape,
         story: for<'a> fn(&'a Federation) -> BoxFuture<'a, Result<()>>,
     ) -> Result<()> {
         let mut guard = self.federation.lock().expect("scenarios run one after the other");
         self.runtime.block_on(async {
+            // One at a time: two would want twice the memory.
+            if let Some(other) = guard.take_if(|federation| federation.shape() != shape) {
+                other.down().await.context("taking the last federation down")?;
+            }
             if guard.is_none() {
                 *guard = Some(
-                    Federation::up("e2e")
+                    Federation::up_as(shape, "e2e")
                         .await
                         .context("bringing the federation up")?,
                 );
