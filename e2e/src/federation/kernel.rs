@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use super::cni::PLUGIN_TRACE;
 use super::{Federation, PATIENCE};
 use crate::scenario::eventually;
 
@@ -63,9 +64,15 @@ impl Federation {
         .await
     }
 
-    /// Lines that show something of ours in a node's kernel.
+    /// Lines that show something of ours in a node's kernel, and files of ours beside it.
     pub(super) async fn kernel_trace(&self, node: &str) -> Result<Vec<String>> {
-        Ok(self.kernel_of(node).await?.lines().map(str::to_owned).collect())
+        let files = self
+            .node(node)?
+            .exec(&["sh", "-c", PLUGIN_TRACE])
+            .await?
+            .success()?;
+        let kernel = self.kernel_of(node).await?;
+        Ok(kernel.lines().chain(files.lines()).map(str::to_owned).collect())
     }
 }
 

@@ -3,6 +3,8 @@
 //!
 //! [`Shape`] says which clusters and gateways there are. All clusters have the same pod and service ranges.
 
+mod cni;
+mod crowd;
 mod daemons;
 mod diagnose;
 mod flows;
@@ -23,6 +25,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
 
+pub use cni::Down;
+pub use crowd::{Arrivals, Crowd};
 pub use daemons::Frozen;
 pub use flows::{Flows, Load, Outcome};
 pub use membership::Token;

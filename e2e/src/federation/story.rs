@@ -43,6 +43,10 @@ impl Federation {
 }
 
 impl<'a> Story<'a> {
+    pub(super) fn federation(&self) -> &'a Federation {
+        self.federation
+    }
+
     /// The story's namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace

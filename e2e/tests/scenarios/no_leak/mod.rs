@@ -1,0 +1,31 @@
+//! Group `no-leak`: pods whose first act is to send. Whatever happens meanwhile, the outside server sees a selected
+//! pod from its egress IP or not at all.
+
+mod away;
+mod chain;
+mod gateways;
+mod reuse;
+mod start;
+
+use std::time::Duration;
+
+use crate::shared::{Scenario, scenario};
+
+/// How long a crowd may take to start and to say its piece.
+const CROWD: Duration = Duration::from_secs(120);
+
+/// The group's scenarios, in the order in which they run.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!("no-leak", start::pods_start_under_a_policy),
+        scenario!("no-leak", start::pods_start_while_the_node_agents_are_killed),
+        scenario!(
+            "no-leak",
+            away::only_pods_that_a_policy_may_select_wait_for_an_agent
+        ),
+        scenario!("no-leak", away::a_node_boots_before_its_agent),
+        scenario!("no-leak", chain::a_rewritten_chain_is_put_right),
+        scenario!("no-leak", reuse::addresses_change_hands),
+        scenario!("no-leak", gateways::no_gateway_node_is_there),
+    ]
+}
