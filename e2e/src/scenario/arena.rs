@@ -114,6 +114,11 @@ impl Arena {
         wire::set_path_mtu(&self.plan, mtu)
     }
 
+    /// How many packets the router has called too big so far, both families together.
+    pub fn too_big_sent(&self) -> Result<u64> {
+        wire::too_big_sent(&self.plan)
+    }
+
     /// Begins to note the source of every packet that reaches the outside; see [`Arena::sources`].
     pub fn watch_sources(&self) -> Result<()> {
         wire::watch_sources(&self.plan)

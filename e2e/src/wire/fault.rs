@@ -1,8 +1,8 @@
 //! What goes wrong between machines: pulled cables, packets that pass in one direction only, paths that get narrower.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{address, build::port, netns};
 use crate::state::{MachinePlan, Plan};
@@ -76,6 +76,32 @@ pub fn set_path_mtu(plan: &Plan, mtu: Option<u16>) -> Result<()> {
         }
     }
     netns::ip_batch(&plan.router_netns(), &lines)
+}
+
+/// How many packets the router has called too big: ICMP's "fragmentation needed" (which its kernel counts among the
+/// unreachable ones) and ICMPv6's "packet too big".
+pub fn too_big_sent(plan: &Plan) -> Result<u64> {
+    netns::inside(&plan.router_netns(), || {
+        // /proc/net is the process's; the thread has a namespace of its own.
+        let v4 = fs::read_to_string("/proc/thread-self/net/snmp")?;
+        let v6 = fs::read_to_string("/proc/thread-self/net/snmp6")?;
+        let mut lines = v4.lines().filter(|line| line.starts_with("Icmp:"));
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let v4 = names
+            .split_whitespace()
+            .zip(values.split_whitespace())
+            .find(|(name, _)| *name == "OutDestUnreachs")
+            .map(|(_, value)| value);
+        let v6 = v6
+            .lines()
+            .filter_map(|line| line.split_once(char::is_whitespace))
+            .find(|(name, _)| *name == "Icmp6OutPktTooBigs")
+            .map(|(_, value)| value.trim());
+        let number = |value: Option<&str>| -> Result<u64> {
+            Ok(value.context("the kernel counts no such thing")?.parse()?)
+        };
+        Ok(number(v4)? + number(v6)?)
+    })
 }
 
 /// The /64 that an address is in.

@@ -21,5 +21,5 @@ pub mod netns;
 mod sources;
 
 pub use build::{CARD, build, plug, route_pods, unplug};
-pub use fault::{Direction, set_cable, set_half_open, set_path_mtu};
+pub use fault::{Direction, set_cable, set_half_open, set_path_mtu, too_big_sent};
 pub use sources::{sources, watch_sources};

@@ -93,6 +93,21 @@ spec:
                 entries.join("\n")
             ))
             .await?;
+        // An enforcer that knows connections stands in the way of every IPv4 packet, and lets these pass.
+        federation
+            .cluster("a")?
+            .apply(&format!(
+                "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: outside, namespace: {namespace}}}
+spec:
+  podSelector: {{matchLabels: {{app: billing}}}}
+  policyTypes: [Egress]
+  egress: [{{to: [{{ipBlock: {{cidr: 198.51.100.0/24}}}}]}}]
+"
+            ))
+            .await?;
         let mut pods = Vec::new();
         for node in ["a-n1", "a-n2"] {
             pods.push(story.pod_on("a", &format!("on-{node}"), "app=billing", node).await?);
