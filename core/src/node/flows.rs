@@ -90,6 +90,9 @@ pub struct Flow {
     pub mark: u32,
 }
 
+/// Addresses that flows of one identity leave with, each with this node's ports of it unless all are.
+pub type Ways = BTreeMap<IpAddr, Option<Vec<PortRange>>>;
+
 /// What entries must look like.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct Flows {
@@ -101,7 +104,7 @@ pub struct Flows {
     pub local: Vec<Interval>,
     /// For each identity of the plan, what its flows leave this node with: an address, and where that isn't this
     /// node's alone, its ports of it, sorted.
-    pub leaves_with: BTreeMap<u16, BTreeMap<IpAddr, Option<Vec<PortRange>>>>,
+    pub leaves_with: BTreeMap<u16, Ways>,
     /// For each identity that this node accepts from the tunnel, the egress IPs by the overlay prefixes that may
     /// use it.
     pub granted: BTreeMap<u16, BTreeMap<IpNet, BTreeSet<IpAddr>>>,
@@ -162,7 +165,19 @@ impl Flows {
     /// otherwise, where these can be told.
     #[must_use]
     pub fn narrowed(self, previous: &Self) -> Self {
-        let same_leaves = |(id, leaves)| previous.leaves_with.get(id).is_none_or(|l| l == leaves);
+        // What was right stays right where ports were only added.
+        let same_leaves = |(id, now): (&u16, &Ways)| {
+            previous.leaves_with.get(id).is_none_or(|before| {
+                before
+                    .iter()
+                    .all(|(address, ports)| match (ports, now.get(address)) {
+                        (Some(ports), Some(Some(now))) => ports
+                            .iter()
+                            .all(|p| now.iter().any(|n| n.first <= p.first && p.last <= n.last)),
+                        (ports, now) => now == Some(ports),
+                    })
+            })
+        };
         let comparable = self.abandoned.is_empty()
             && self.local == previous.local
             && self.granted == previous.granted

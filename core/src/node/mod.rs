@@ -35,6 +35,8 @@ pub mod scope;
 mod select;
 pub mod state;
 #[cfg(test)]
+mod stateless_tests;
+#[cfg(test)]
 mod tests;
 mod watched;
 

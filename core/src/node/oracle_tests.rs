@@ -118,8 +118,7 @@ fn oracle(inputs: &NodeInputs, app: &str, destination: IpAddr) -> Option<Verdict
     let there: Vec<(u16, bool)> = there.collect();
     let others: Vec<u16> = there
         .iter()
-        .skip(1)
-        .filter(|(_, v4)| *v4)
+        .filter(|(id, v4)| *v4 && *id != there[0].0)
         .map(|(id, _)| *id)
         .collect();
     match there.first() {

@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use spillway_crds::member::{NodeRef, PlannedGatewaySpec};
+use spillway_crds::member::{NodeRef, PlannedGatewaySpec, PlannedPolicySpec};
 
 use super::exits::{Exit, exit};
 use super::gateways::carriers;
 use super::held::Taken;
-use super::inputs::{Addresses, NodeInputs};
-use super::own::{doubled, is_source_node};
+use super::inputs::{Addresses, NodeInputs, NodePlan};
+use super::own::{Own, doubled, is_source_node};
 use super::peers::Peers;
 
 /// Problems with `inputs`, one sentence each; empty where all of the plan can be realised.
@@ -38,7 +38,7 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
     }
     let taken = Taken::new(inputs, plan, &peers);
     for gateway in &plan.gateways {
-        gateway_problems(inputs, gateway, &peers, &taken, &mut out);
+        gateway_problems(inputs, plan, gateway, &peers, &taken, &mut out);
     }
     for policy in &plan.policies {
         let unreadable = policy.to.cidrs.iter().chain(&policy.to.except);
@@ -55,6 +55,7 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
 
 fn gateway_problems(
     inputs: &NodeInputs,
+    plan: &NodePlan,
     gateway: &PlannedGatewaySpec,
     peers: &Peers,
     taken: &Taken,
@@ -62,6 +63,8 @@ fn gateway_problems(
 ) {
     let name = &gateway.gateway;
     let source_node = is_source_node(gateway);
+    let through = |p: &PlannedPolicySpec| p.through.iter().any(|t| t.gateway == *name);
+    let used = plan.policies.iter().any(through);
     let here = gateway.nodes.iter().any(|n| peers.is_self(&n.node));
     let carries = matches!(exit(gateway, peers, &inputs.liveness), Exit::Here);
     let egress = || {
@@ -87,6 +90,16 @@ fn gateway_problems(
                     "gateway {name}: no interface has the network of egress IP {address} and there is no default route"
                 ));
             }
+        }
+    }
+    let usable = |node: &NodeRef| peers.is_self(node) || peers.get(node).is_some();
+    let there = carriers(gateway, &inputs.liveness).into_iter().any(usable);
+    if source_node && used && there {
+        let own = Own::new(plan, peers);
+        for address in egress().into_iter().filter(|a| own.share(*a).living.is_empty()) {
+            out.push(format!(
+                "gateway {name}: this node has no ports of egress IP {address} yet; what would leave with it is blocked"
+            ));
         }
     }
     for slices in &gateway.slices {

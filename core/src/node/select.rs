@@ -195,7 +195,12 @@ impl Ways<'_> {
             .iter()
             .filter_map(|entry| Some((entry.identity, self.way(entry, family)?)))
             .collect();
-        let others = || there.iter().skip(1).filter(|(_, usable)| *usable);
+        let others = || {
+            let first = there.first().map(|(id, _)| id);
+            there
+                .iter()
+                .filter(move |(id, usable)| *usable && Some(id) != first)
+        };
         match (there.first(), policy.on_unavailable) {
             (Some((id, true)), _) if others().next().is_none() => Some(Verdict::Identity(*id)),
             (Some((id, true)), _) => Some(Verdict::Prefer(*id, others().map(|(id, _)| *id).collect())),

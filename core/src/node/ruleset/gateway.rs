@@ -1,8 +1,9 @@
 //! What comes out of the tunnel, and what a stateless gateway's node only forwards.
 
+use super::Parts;
 use super::classify::NOT_ELSEWHERE;
 use super::words::{PORTS, WORDS, Words};
-use super::{PROBE_PORT, Parts};
+use crate::health::message::PORT as PROBE_PORT;
 use crate::node::flows::TAG;
 
 impl Parts<'_> {
@@ -103,7 +104,9 @@ impl Parts<'_> {
             ..
         } in &WORDS
         {
-            rules.push(format!("{errors} {header} daddr @forwarded{suffix} notrack"));
+            rules.push(format!(
+                "{errors} {header} daddr @forwarded{suffix} goto raw_reply"
+            ));
         }
         rules
     }
@@ -162,10 +165,9 @@ impl Parts<'_> {
                 ..
             } = w;
             let key = format!("ether saddr . meta mark . {header} saddr");
-            let itself: String = w
-                .pieces()
-                .map(|(set, piece)| format!("{header} saddr . {piece} @itself{set} "))
-                .collect();
+            let itself = w.pieces().fold(String::new(), |all, (set, piece)| {
+                all + header + " saddr . " + piece + " @itself" + &set + " "
+            });
             rules.extend([
                 format!("{PORTS} {key} . th sport @out{suffix} goto pass"),
                 format!("{icmp} type echo-request {key} . {icmp} id @out_id{suffix} goto pass"),

@@ -3,7 +3,8 @@
 use ipnet::IpNet;
 
 use super::words::{WORDS, Words};
-use super::{IDENTITY_MASK, PROBE_PORT, Parts, identity, tagged};
+use super::{IDENTITY_MASK, Parts, identity, tagged};
+use crate::health::message::PORT as PROBE_PORT;
 use crate::node::interval::Family;
 
 /// Bytes of the IP and TCP headers without options (RFC 6691).

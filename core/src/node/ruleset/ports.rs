@@ -16,14 +16,14 @@ use crate::slices::Ports;
 type Elements = BTreeMap<Vec<Atom>, Option<Atom>>;
 
 /// A set whose key has a field that nft knows by an expression only.
-fn by_expression(expression: String, key: String, value: Option<&str>, interval: bool) -> Set {
+fn by_expression(expression: String, key: &str, value: Option<&str>, interval: bool) -> Set {
     Set {
         expression: Some(match value {
             Some(_) => format!("{expression} : meta mark"),
             None => expression,
         }),
         value: value.map(str::to_owned),
-        ..Set::of(&key, interval)
+        ..Set::of(key, interval)
     }
 }
 
@@ -42,7 +42,7 @@ impl Parts<'_> {
         };
         let of_family = |a: IpAddr| Family::of(a) == words.family;
 
-        let macs = self.peers.others().flat_map(|p| {
+        let macs = self.peers.others().filter_map(|p| {
             let overlay = p.overlay.get(words.family);
             overlay.map(|a| (vec![Atom::Mac(p.mac), Atom::Ip(a)], None))
         });
@@ -57,7 +57,7 @@ impl Parts<'_> {
             format!("bound{suffix}"),
             by_expression(
                 format!("{header} saddr . @th,192,32"),
-                format!("{address} . integer"),
+                &format!("{address} . integer"),
                 None,
                 false,
             ),
@@ -122,7 +122,7 @@ impl Parts<'_> {
             for (kind, field) in [("id", format!("{icmp} id")), ("err", embedded.to_owned())] {
                 let set = by_expression(
                     format!("{fields} . {field}"),
-                    format!("{types} . integer"),
+                    &format!("{types} . integer"),
                     value,
                     true,
                 );
@@ -137,7 +137,7 @@ impl Parts<'_> {
                 format!("itself{name}"),
                 by_expression(
                     format!("{header} saddr . {piece}"),
-                    format!("{address} . integer"),
+                    &format!("{address} . integer"),
                     None,
                     false,
                 ),
