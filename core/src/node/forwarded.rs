@@ -50,7 +50,12 @@ impl Forwarded {
             // Members that host a gateway are told of all its slices, also of those granted since.
             let hosted =
                 |g: &&PlannedGatewaySpec| g.nodes.iter().any(|n| n.node.member == plan.member.member);
-            out.forward(inputs, now.filter(hosted).unwrap_or(left), peers, &taken);
+            // Until another has them.
+            for address in out.forward(inputs, now.filter(hosted).unwrap_or(left), peers, &taken) {
+                if inputs.liveness.kept.contains(&address) {
+                    out.answered.insert(address, left.gateway.clone());
+                }
+            }
         }
         out
     }
