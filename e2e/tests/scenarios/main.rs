@@ -5,15 +5,17 @@
 //! | `arena` | clusters of its own: what the others take for granted about the arena |
 //! | `api` | a cluster of its own: a hub in this process against a real API server |
 //! | `federation` | a hub and two members whose pod ranges are the same |
+//! | `no-leak` | the same federation: pods whose first act is to send |
 //! | `network-policy` | a federation with a gateway of several nodes, and a real enforcer of NetworkPolicy |
 //!
-//! The scenarios of group `federation` share one: it comes up with the first that runs and goes down after
+//! The scenarios of groups `federation` and `no-leak` share one: it comes up with the first that runs and goes down after
 //! the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
 
 mod api;
 mod arena;
 mod federation;
 mod network_policy;
+mod no_leak;
 mod shared;
 
 use std::process::ExitCode;
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         arena::scenarios(),
         api::scenarios(),
         federation::scenarios(),
+        no_leak::scenarios(),
         network_policy::scenarios(),
     ]
     .into_iter()
