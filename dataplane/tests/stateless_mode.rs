@@ -11,12 +11,14 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::net::IpAddr;
 
 use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
+use spillway_crds::member::PlannedThrough;
 use spillway_dataplane::{Kernel, LinuxKernel};
 use support::traffic::{connect, exchange, service, socket, tcp, udp};
 use support::{Namespace, eventually, privileged};
@@ -389,5 +391,99 @@ async fn what_is_not_granted_goes_nowhere() {
     assert!(
         udp(&lab.pod, &lab.outside, SERVERS[0], 5).is_none(),
         "another's MAC"
+    );
+}
+
+/// Without any gateway nothing leaves, and what was open goes on when one is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_wait_while_no_gateway_is_there() {
+    if !privileged() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut nodes = start(&lab).await;
+    let mut open: Vec<_> = SERVERS
+        .iter()
+        .map(|s| connect(&lab.pod, &lab.outside, s).expect("a way"))
+        .collect();
+    let both = ["b-1", "b-2"].map(|n| fixtures::node_ref("b", n));
+    nodes.source.inputs.liveness = Liveness {
+        dead: both.into(),
+        ..Liveness::default()
+    };
+    nodes.source.apply().await;
+    for (server, connection) in SERVERS.iter().zip(&mut open) {
+        assert!(udp(&lab.pod, &lab.outside, server, 5).is_none());
+        // The first try is dropped, the retransmission finds the gateway again.
+        connection.client.write_all(b"x").expect("buffered");
+    }
+    nodes.source.inputs.liveness = Liveness::default();
+    nodes.source.apply().await;
+    for connection in &mut open {
+        let mut x = [0];
+        connection.server.read_exact(&mut x).expect("it comes after all");
+        connection.exchange();
+    }
+    assert_eq!(lab.strangers(), "");
+}
+
+/// A policy's second gateway steps in; when the first is back, new connections take it and old ones live on.
+#[tokio::test(flavor = "multi_thread")]
+async fn coming_back_from_a_fallback_breaks_nothing() {
+    if !privileged() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut second = fixtures::stateless_gateway();
+    second.node = "b-2".into();
+    let all = [
+        (&lab.first, fixtures::stateless_both()),
+        (&lab.second, second),
+        (&lab.source, fixtures::stateless_source()),
+    ];
+    let mut nodes = Vec::new();
+    for (namespace, mut inputs) in all {
+        let plan = inputs.plan.as_mut().expect("a plan");
+        let mut paris = plan.gateways[0].clone();
+        plan.gateways[0].nodes.truncate(1);
+        paris.gateway = "paris".into();
+        paris.nodes.remove(0);
+        paris.identities[0].id = 9;
+        paris.identities[0].egress_ip.ipv4 = Some("203.0.113.20".into());
+        paris.identities[0].egress_ip.ipv6 = None;
+        paris.slices[0].address = "203.0.113.20".into();
+        paris.slices.truncate(1);
+        plan.gateways.push(paris);
+        for policy in &mut plan.policies {
+            policy.through.push(PlannedThrough {
+                gateway: "paris".into(),
+                identity: 9,
+            });
+        }
+        nodes.push(Node::start(namespace, inputs).await);
+    }
+    let mut source = nodes.pop().expect("three");
+    source.without("b-1").await;
+    let mut fallen_back = connect(&lab.pod, &lab.outside, SERVERS[0]).expect("a way");
+    assert_eq!(fallen_back.seen.ip(), ip("203.0.113.20"));
+    fallen_back.exchange();
+
+    source.inputs.liveness = Liveness::default();
+    source.apply().await;
+    fallen_back.exchange();
+    let mut new = connect(&lab.pod, &lab.outside, SERVERS[0]).expect("a way");
+    assert_eq!(new.seen.ip(), ip(EIP4));
+    new.exchange();
+
+    // With the second gateway gone its connection ends at once rather than hang; the first's isn't touched.
+    source.without("b-2").await;
+    new.exchange();
+    fallen_back.client.write_all(b"x").expect("buffered");
+    let ended = fallen_back.client.read(&mut [0]);
+    let ended = ended.expect_err("no answer").kind();
+    assert_eq!(
+        ended,
+        std::io::ErrorKind::ConnectionReset,
+        "the server knows no such connection"
     );
 }
