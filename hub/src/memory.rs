@@ -241,4 +241,33 @@ mod tests {
         memory.mend(&mut after);
         assert!(after.numbers.knows_identity(9, &egress));
     }
+
+    #[test]
+    fn slices_of_a_wiped_status_are_known_and_those_that_ended_are_not() {
+        let slices = vec![AddressSlices {
+            address: "203.0.113.1".into(),
+            slices: vec![],
+        }];
+        let gateway = |uid: &str, slices: &[AddressSlices], ready: Option<u32>| {
+            let mut gateway = EgressGateway::new("g", EgressGatewaySpec::default());
+            gateway.metadata.uid = Some(uid.into());
+            let status = gateway.status.get_or_insert_default();
+            status.slices = slices.to_vec();
+            status.ready_nodes = ready;
+            let mut snapshot = Snapshot::default();
+            snapshot.gateways.insert("g".into(), Arc::new(gateway));
+            snapshot
+        };
+        let mut memory = Memory::default();
+        let mut lost = |mut snapshot: Snapshot| {
+            memory.mend(&mut snapshot);
+            snapshot.lost.remove("g")
+        };
+        assert_eq!(lost(gateway("1", &[], None)), None, "new");
+        assert_eq!(lost(gateway("1", &slices, Some(1))), None);
+        assert_eq!(lost(gateway("2", &[], None)), None, "another object");
+        assert_eq!(lost(gateway("1", &[], None)), Some(slices.clone()));
+        assert_eq!(lost(gateway("1", &[], Some(1))), None, "they ended");
+        assert_eq!(lost(gateway("1", &[], None)), Some(vec![]));
+    }
 }

@@ -1,13 +1,14 @@
 //! What a member tells, as it is written to `Member.status` by the replica that holds the stream.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use spillway_core::address::Addresses;
 use spillway_crds::address::AddressPair;
 use spillway_crds::condition::{Condition, ConditionType, Verdict};
-use spillway_crds::hub::{Member, MemberNode, MemberStatus, PlanProgress, Refusal};
+use spillway_crds::hub::{HeldAddress, Member, MemberNode, MemberStatus, PlanProgress, PortUse, Refusal};
 use spillway_link::MemberReport;
 
 use crate::conditions;
@@ -19,6 +20,14 @@ const MAX_NAME: usize = 253;
 const MAX_VERSION: usize = 64;
 const MAX_RESOURCE: usize = 512;
 const MAX_MESSAGE: usize = 1024;
+const MAX_FEATURES: usize = 16;
+const MAX_FEATURE: usize = 63;
+/// Egress IPs of which a node may say something, ranges of each, and characters of each reason. Gateways' statuses
+/// have room for no more.
+const MAX_ADDRESSES: usize = 1024;
+const MAX_RANGES: usize = 64;
+const MAX_REASON: usize = 160;
+const MAX_SINCE: usize = 40;
 /// Bounds of Kubernetes for labels: `prefix/name` and value.
 const MAX_LABEL_KEY: usize = 253 + 1 + 63;
 const MAX_LABEL_VALUE: usize = 63;
@@ -162,6 +171,10 @@ fn nodes(reported: Vec<MemberNode>) -> Vec<MemberNode> {
             .filter(|(k, v)| k.len() <= MAX_LABEL_KEY && v.len() <= MAX_LABEL_VALUE)
             .take(MAX_LABELS)
             .collect();
+        node.features.retain(|f| f.len() <= MAX_FEATURE);
+        node.features.truncate(MAX_FEATURES);
+        node.held = held(node.held);
+        node.port_use = port_use(node.port_use);
         node
     };
     let mut nodes: Vec<_> = by_name.into_values().take(MAX_NODES).map(fit).collect();
@@ -169,19 +182,64 @@ fn nodes(reported: Vec<MemberNode>) -> Vec<MemberNode> {
     nodes
 }
 
-/// Where a report is too large for an object, the last nodes lose their labels, and say so.
+fn held(reported: Vec<HeldAddress>) -> Vec<HeldAddress> {
+    let by_address: BTreeMap<IpAddr, _> = reported
+        .into_iter()
+        .filter_map(|h| Some((h.address.parse().ok()?, h)))
+        .collect();
+    by_address
+        .into_iter()
+        .take(MAX_ADDRESSES)
+        .map(|(address, h)| HeldAddress {
+            address: address.to_string(),
+            since: cut(&h.since, MAX_SINCE),
+            reason: cut(&h.reason, MAX_REASON),
+        })
+        .collect()
+}
+
+fn port_use(reported: Vec<PortUse>) -> Vec<PortUse> {
+    let by_address: BTreeMap<IpAddr, _> = reported
+        .into_iter()
+        .filter_map(|u| Some((u.address.parse().ok()?, u)))
+        .collect();
+    by_address
+        .into_iter()
+        .take(MAX_ADDRESSES)
+        .map(|(address, mut u)| {
+            u.vacated.truncate(MAX_RANGES);
+            PortUse {
+                address: address.to_string(),
+                ..u
+            }
+        })
+        .collect()
+}
+
+/// Where a report is too large for an object, the last nodes lose their labels and what they say of egress IPs, and
+/// say so.
 fn shorten(nodes: &mut [MemberNode]) {
     let mut left = MAX_BYTES.saturating_sub(nodes.len() * BARE);
     for node in nodes {
         let labels: usize = node.labels.iter().map(|(k, v)| k.len() + v.len() + 6).sum();
+        let features: usize = node.features.iter().map(|f| f.len() * 6 + 3).sum();
+        let held: usize = node
+            .held
+            .iter()
+            .map(|h| 90 + (h.since.len() + h.reason.len()) * 6)
+            .sum();
+        let ports: usize = node.port_use.iter().map(|u| 110 + u.vacated.len() * 30).sum();
         // Each byte of a message can take six in JSON.
-        let needed = labels + node.message.len() * 6;
+        let needed = labels + features + held + ports + node.message.len() * 6;
         if needed <= left {
             left -= needed;
             continue;
         }
         left = 0;
         node.labels.clear();
+        node.features.clear();
+        node.held.clear();
+        node.port_use.clear();
         node.message = "the member's report is too large: labels of this node are left out".into();
     }
 }
@@ -192,7 +250,7 @@ fn canonical(pair: &AddressPair) -> AddressPair {
 
 #[cfg(test)]
 mod tests {
-    use spillway_crds::hub::MemberSpec;
+    use spillway_crds::hub::{MemberSpec, PortRange};
 
     use super::*;
 
@@ -208,6 +266,23 @@ mod tests {
                 ipv4: Some("not an address".into()),
                 ipv6: None,
             },
+            held: vec![
+                HeldAddress {
+                    address: "2001:DB8::1".into(),
+                    since: "2026-01-01T00:00:00Z".into(),
+                    reason: "r".repeat(5000),
+                },
+                HeldAddress {
+                    address: "nowhere".into(),
+                    ..HeldAddress::default()
+                },
+            ],
+            port_use: vec![PortUse {
+                address: "203.0.113.1".into(),
+                vacated: vec![PortRange { first: 1, last: 2 }; 100],
+                ..PortUse::default()
+            }],
+            features: vec!["f".repeat(63); 20],
             ..MemberNode::default()
         }
     }
@@ -225,6 +300,11 @@ mod tests {
         assert_eq!(status.nodes[0].message.len(), 1024);
         assert_eq!(status.nodes[0].overlay.ipv6.as_deref(), Some("fd64:5711:0:1::1"));
         assert_eq!(status.nodes[0].underlay, AddressPair::default());
+        assert_eq!(status.nodes[0].held.len(), 1);
+        assert_eq!(status.nodes[0].held[0].address, "2001:db8::1");
+        assert_eq!(status.nodes[0].held[0].reason.len(), 160);
+        assert_eq!(status.nodes[0].port_use[0].vacated.len(), 64);
+        assert_eq!(status.nodes[0].features.len(), 16);
         assert_eq!(status.agent_version.map(|v| v.len()), Some(64));
     }
 

@@ -26,6 +26,7 @@ use crate::selector::LabelSelector;
     printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type=='Programmed')].status"),
     printcolumn(name = "Holder", type_ = "string", json_path = ".status.holder"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.readyNodes"),
+    printcolumn(name = "Ports", type_ = "string", json_path = ".status.conditions[?(@.type=='PortsAvailable')].reason", priority = "1"),
     printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.addresses.ipv4", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -91,7 +92,7 @@ pub struct AddressPool {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressGatewayStatus {
-    /// `member/node` that carries the gateway's traffic now.
+    /// `member/node` that answers for the egress IPs; where several do, the first and how many more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 320))]
     pub holder: Option<String>,

@@ -153,7 +153,8 @@ pub struct MemberNode {
     /// The node is cordoned for egress: a gateway moves away from it while it still forwards.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
-    /// What the node's kernel can do: `egress-hook` (netdev egress chains, Linux 5.16).
+    /// What the node's kernel can do: `nftables`, `egress-hook` (netdev egress chains, Linux 5.16). Empty before the
+    /// node's agent has looked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 63)))]
     pub features: Vec<String>,
