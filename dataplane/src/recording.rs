@@ -116,6 +116,9 @@ fn difference(held: &DesiredState, desired: &DesiredState) -> Changes {
     if held.ruleset != desired.ruleset {
         changes.push(Operation::Change, "nftables table");
     }
+    if held.seal != desired.seal {
+        changes.push(Operation::Change, "sealing table");
+    }
     if held.steering != desired.steering {
         changes.push(Operation::Change, "steering table");
     }

@@ -333,6 +333,9 @@ async fn what_is_broken_blocks_and_never_leaks() {
             &source,
             "bridge fdb del 02:53:64:40:08:01 dev spillway0 dst 10.0.0.2",
         ),
+        (&lab.source, &source, "nft delete table inet spillway"),
+        (&lab.source, &source, "nft flush table inet spillway"),
+        (&lab.source, &source, "nft flush chain inet spillway classify"),
     ] {
         place.run(damage);
         lab.forget();
@@ -352,7 +355,8 @@ async fn what_is_broken_blocks_and_never_leaks() {
         }
     }
     // The counter-check: with the gateway out of the way altogether, the recorder does see another address.
-    lab.source.run("nft delete table inet spillway");
+    lab.source
+        .run("nft delete table inet spillway; nft delete table inet spillway_seal");
     assert_eq!(lab.udp(&lab.pod, SERVERS[0]), Some(ip("10.0.0.1")));
 }
 

@@ -110,7 +110,9 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
         own: &own,
         forwarded: &forwarded,
     };
-    state.ruleset = Some(parts.ruleset());
+    let ruleset = parts.ruleset();
+    state.seal = Some(parts.seal(&ruleset));
+    state.ruleset = Some(ruleset);
     if state.tunnel.is_some() {
         state.steering = parts.steering();
     }

@@ -145,6 +145,11 @@ impl Settings {
         u8::try_from((1u32 << ones) - 2).unwrap_or(254)
     }
 
+    /// Name of the table that stands in for [`Settings::table`] while that is missing.
+    pub fn seal_table(&self) -> String {
+        format!("{}_seal", self.table)
+    }
+
     /// Says what is wrong with the mask, if anything.
     pub fn problem(&self) -> Option<String> {
         let mask = self.mark_mask;

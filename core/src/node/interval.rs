@@ -123,8 +123,8 @@ impl From<IpNet> for Interval {
 }
 
 /// The union of `nets` as sorted, disjoint intervals that don't touch; IPv4 comes first.
-pub fn union(nets: impl IntoIterator<Item = IpNet>) -> Vec<Interval> {
-    let mut sorted: Vec<Interval> = nets.into_iter().map(Interval::from).collect();
+pub fn union<I: Into<Interval>>(nets: impl IntoIterator<Item = I>) -> Vec<Interval> {
+    let mut sorted: Vec<Interval> = nets.into_iter().map(Into::into).collect();
     sorted.sort_unstable();
     let mut out: Vec<Interval> = Vec::new();
     for next in sorted {

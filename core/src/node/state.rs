@@ -28,6 +28,10 @@ pub struct DesiredState {
     pub sysctls: BTreeMap<String, String>,
     /// Our nftables table. Absent after a teardown.
     pub ruleset: Option<Ruleset>,
+    /// The table that drops what gets past the first one while somebody has deleted that. It is written first and goes
+    /// last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Ruleset>,
     /// The `netdev` table of the same name, whose chain gives replies their way to the peer: it hooks into the tunnel
     /// device's egress, and so can be there only after the device. Absent where this node carries no stateless gateway.
     pub steering: Option<Ruleset>,

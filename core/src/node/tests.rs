@@ -20,13 +20,14 @@ fn ip(s: &str) -> IpAddr {
     s.parse().expect("address")
 }
 
-/// The state without the parts that repeat what the table says, then the table as nft reads it.
+/// The state without the parts that repeat what the table says (the seal has tests of its own), then the table as nft reads it.
 fn show(state: &DesiredState) -> String {
     let tables = [&state.ruleset, &state.steering].into_iter().flatten();
     let table: String = tables.map(super::nft::Ruleset::render).collect();
     let rest = DesiredState {
         ruleset: None,
         steering: None,
+        seal: None,
         flows: super::flows::Flows::default(),
         ..state.clone()
     };
@@ -37,7 +38,12 @@ fn show(state: &DesiredState) -> String {
 /// Has the real nft check the table, in a network namespace of its own.
 fn nft_accepts(state: &DesiredState) {
     let mut text = state.ruleset.as_ref().expect("a table").render();
-    text.extend(state.steering.as_ref().map(super::nft::Ruleset::render));
+    text.extend(
+        [&state.steering, &state.seal]
+            .into_iter()
+            .flatten()
+            .map(super::nft::Ruleset::render),
+    );
     // The steering table hooks into the device.
     let script = "ip link add spillway0 type bridge && nft -c -f -";
     let mut child = Command::new("unshare")

@@ -21,6 +21,7 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::mpsc;
 
 use super::link;
+use crate::nft::seal_table;
 use crate::{Error, PROTOCOL, Result};
 
 /// `NFNLGRP_NFTABLES`.
@@ -69,7 +70,7 @@ impl Hint {
 /// that is full holds one already.
 pub(super) fn listen(hints: &mpsc::Sender<Hint>, table: &str, watched: &Arc<Mutex<Watched>>) -> Result<()> {
     let watched = watched.clone();
-    let table = table.to_owned();
+    let tables = [table.to_owned(), seal_table(table)];
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -88,7 +89,7 @@ pub(super) fn listen(hints: &mpsc::Sender<Hint>, table: &str, watched: &Arc<Mute
         of_route(message, &watched.lock().unwrap_or_else(PoisonError::into_inner))
     }));
     tokio::spawn(read(netfilter, hints.clone(), move |message| {
-        of_nftables(message, &table)
+        of_nftables(message, &tables)
     }));
     Ok(())
 }
@@ -181,14 +182,15 @@ fn concerns_us(message: &LinkMessage) -> bool {
 }
 
 /// Every nftables message but the generation's begins with the table's name as attribute 1.
-fn of_nftables(message: &[u8], table: &str) -> Hint {
+fn of_nftables(message: &[u8], tables: &[String]) -> Hint {
     let kind = u16::from_ne_bytes([message[4], message[5]]).to_le_bytes();
     let ours = || {
         let attribute = message.get(HEADER + FAMILY_HEADER..)?;
         let length = usize::from(u16::from_ne_bytes(attribute.get(..2)?.try_into().ok()?));
         let number = u16::from_ne_bytes(attribute.get(2..4)?.try_into().ok()?) & 0x3fff;
         let name = attribute.get(4..length)?;
-        Some(number == 1 && name.strip_suffix(&[0]).unwrap_or(name) == table.as_bytes())
+        let name = name.strip_suffix(&[0]).unwrap_or(name);
+        Some(number == 1 && tables.iter().any(|table| name == table.as_bytes()))
     };
     let ours = kind[1] == NFTABLES && kind[0] != NEWGEN && ours().unwrap_or(false);
     Hint { ours, facts: false }

@@ -18,7 +18,7 @@ use super::link::{self, Link};
 use super::netlink::Requests;
 use super::step::{self, Step};
 use super::{conntrack, facts, neighbours, routes, rules, sysctls};
-use crate::nft::{DEVICE_FAMILY, FAMILY, Nft, batch, between};
+use crate::nft::{DEVICE_FAMILY, FAMILY, Nft, batch, between, seal_table};
 use crate::{Capabilities, Changes, Error, Facts, Operation, Result};
 
 /// What the thread owns.
@@ -26,6 +26,8 @@ pub(super) struct Worker {
     route: Requests<RouteNetlinkMessage>,
     netfilter: Requests<NetfilterMessage>,
     nft: Nft,
+    /// The table that stands in for it while somebody has deleted it.
+    seal: Nft,
     /// The table whose chain hooks into the tunnel device.
     steering: Nft,
     announcer: Announcer,
@@ -49,6 +51,7 @@ impl Worker {
             route: Requests::open("route netlink socket", NETLINK_ROUTE)?,
             netfilter: Requests::open("netfilter netlink socket", NETLINK_NETFILTER)?,
             nft: Nft::new(FAMILY, table.clone()),
+            seal: Nft::new(FAMILY, seal_table(&table)),
             steering: Nft::new(DEVICE_FAMILY, table),
             announcer: Announcer::default(),
             links: BTreeMap::new(),
@@ -103,14 +106,16 @@ impl Worker {
 
     /// See [`crate::Kernel::plan`].
     pub(super) async fn plan(&mut self, desired: &DesiredState) -> Result<Changes> {
-        let table = self.nft.plan(desired.ruleset.as_ref()).await?;
+        let mut table = self.seal.plan(desired.seal.as_ref()).await?;
+        table.extend(self.nft.plan(desired.ruleset.as_ref()).await?);
         let steering = self.steering.plan(desired.steering.as_ref()).await?;
         self.plan_with(desired, table, steering)
     }
 
     /// As [`Self::plan`], for what was written last.
     pub(super) async fn verify(&mut self, desired: &DesiredState) -> Result<Changes> {
-        let table = self.nft.verify(desired.ruleset.as_ref()).await?;
+        let mut table = self.seal.verify(desired.seal.as_ref()).await?;
+        table.extend(self.nft.verify(desired.ruleset.as_ref()).await?);
         let steering = self.steering.verify(desired.steering.as_ref()).await?;
         self.plan_with(desired, table, steering)
     }
@@ -170,17 +175,23 @@ impl Worker {
     pub(super) async fn apply(&mut self, desired: &DesiredState) -> Result<Changes> {
         let mut done = Changes::default();
         let mut failures = Vec::new();
+        // Without their guards nothing may be built.
+        if let Some(seal) = &desired.seal {
+            done.extend(self.seal.apply(Some(seal)).await?);
+        }
         if let Some(ruleset) = &desired.ruleset {
-            match self.nft.apply(Some(ruleset)).await {
-                Ok(changes) => done.extend(changes),
-                // Without its guards nothing may be built.
-                Err(error) => return Err(error),
-            }
+            done.extend(self.nft.apply(Some(ruleset)).await?);
         }
         let bare = self.apply_objects(desired, &mut done, &mut failures).await;
         // A device that couldn't be removed stays guarded.
         if desired.ruleset.is_none() && bare {
             match self.nft.apply(None).await {
+                Ok(changes) => done.extend(changes),
+                Err(error) => failures.push(error),
+            }
+        }
+        if desired.seal.is_none() && bare {
+            match self.seal.apply(None).await {
                 Ok(changes) => done.extend(changes),
                 Err(error) => failures.push(error),
             }
@@ -203,7 +214,17 @@ impl Worker {
                 "a table that comes or goes is no update".into(),
             ));
         };
+        if held.seal.is_some() != desired.seal.is_some() {
+            return Err(Error::Impossible(
+                "a table that comes or goes is no update".into(),
+            ));
+        }
         let mut done = Changes::default();
+        if let (Some(seal), Some(wanted)) = (&held.seal, &desired.seal)
+            && seal != wanted
+        {
+            done.extend(change(&mut self.netfilter, &self.seal, seal, wanted).await?);
+        }
         if table != wanted {
             done.extend(change(&mut self.netfilter, &self.nft, table, wanted).await?);
         }
@@ -417,7 +438,7 @@ fn first_or_last(table: Changes, wanted: bool) -> (Changes, Changes) {
     }
 }
 
-/// Whether the two differ in nothing but the first table.
+/// Whether the two differ in nothing but the tables with the guards.
 fn same_objects(a: &DesiredState, b: &DesiredState) -> bool {
     a.tunnel == b.tunnel
         && a.steering == b.steering

@@ -30,6 +30,15 @@ pub const DEVICE_FAMILY: &str = "netdev";
 /// Name of our tables unless an operator chose another.
 pub const TABLE: &str = "spillway";
 
+/// Name of the table that stands in for table `table` while somebody has deleted that.
+pub fn seal_table(table: &str) -> String {
+    let settings = spillway_core::node::inputs::Settings {
+        table: table.to_owned(),
+        ..Default::default()
+    };
+    settings.seal_table()
+}
+
 /// The one form that nft prints an atom in: a range that is a prefix as a prefix, a prefix of one address as
 /// the address, a range of one port as the number.
 pub fn canonical(atom: &Atom) -> Atom {

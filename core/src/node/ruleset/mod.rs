@@ -33,6 +33,7 @@ mod gateway;
 mod guards;
 mod ports;
 mod replies;
+mod seal;
 mod sets;
 mod source;
 mod words;
