@@ -12,8 +12,9 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 
+use spillway_core::health::message::PORT;
 use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::DesiredState;
@@ -486,4 +487,37 @@ async fn coming_back_from_a_fallback_breaks_nothing() {
         std::io::ErrorKind::ConnectionReset,
         "the server knows no such connection"
     );
+}
+
+/// Probes go between peers' overlay addresses, untracked; nothing else that isn't granted does.
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_pass_and_leave_no_trace() {
+    if !privileged() {
+        return;
+    }
+    let lab = Lab::new();
+    let _nodes = start(&lab).await;
+    for (from, to) in [
+        ("100.64.4.1", "100.64.8.1"),
+        ("fd64:5711:0:1::1", "fd64:5711:0:2::1"),
+    ] {
+        let bind = |namespace: &Namespace, address: &str, port| {
+            namespace
+                .inside(|| UdpSocket::bind((ip(address), port)))
+                .expect("bind")
+        };
+        let asks = bind(&lab.source, from, PORT);
+        let answers = bind(&lab.first, to, PORT);
+        assert_eq!(
+            exchange(&asks, &answers, 5).map(|seen| seen.ip()),
+            Some(ip(from)),
+            "a probe from {from}"
+        );
+        let other = bind(&lab.source, from, PORT + 1);
+        assert!(exchange(&other, &answers, 5).is_none(), "from another port");
+    }
+    for node in [&lab.source, &lab.first] {
+        let tracked = node.run("conntrack -L -p udp 2>/dev/null | grep 5712 | grep -v 5713 || true");
+        assert_eq!(tracked, "");
+    }
 }

@@ -14,7 +14,7 @@ use super::held::Held;
 use super::index;
 use super::inputs::{NodeInputs, NodePlan};
 use super::interval::{Family, Interval, union};
-use super::own::Own;
+use super::own::{Own, is_source_node};
 use super::peers::{METRIC, Peers};
 use super::ruleset::Parts;
 use super::select::{Selection, Ways, select};
@@ -184,9 +184,17 @@ fn program_gateway(
         Some(Exit::Tunnel(hops)) => hops,
         _ => Vec::new(),
     };
+    let spreads = gateway.is_some_and(is_source_node);
     for family in Family::BOTH {
         if family == Family::V6 && inputs.facts.without_ipv6 {
             continue;
+        }
+        if spreads {
+            // By default the kernel spreads by addresses alone, and so one pod's flows to one server not at all.
+            let version = if family == Family::V4 { "ipv4" } else { "ipv6" };
+            state
+                .sysctls
+                .insert(format!("net/{version}/fib_multipath_hash_policy"), "1".into());
         }
         state.rules.insert(Rule {
             ipv6: family == Family::V6,
@@ -210,15 +218,7 @@ fn program_gateway(
                 via: via.pop_first(),
                 mtu: 0,
             },
-            _ => {
-                // By default the kernel spreads IPv4 by addresses alone, and so one pod's flows to one server not at
-                // all.
-                let version = if family == Family::V4 { "ipv4" } else { "ipv6" };
-                state
-                    .sysctls
-                    .insert(format!("net/{version}/fib_multipath_hash_policy"), "1".into());
-                RouteTarget::Spread { device, via }
-            }
+            _ => RouteTarget::Spread { device, via },
         };
         state.routes.insert(Route {
             table,

@@ -14,7 +14,7 @@ use super::gateways::{carriers, holder};
 use super::held::Taken;
 use super::inputs::{Addresses, NodeInputs, NodePlan};
 use super::own::{is_source_node, shares};
-use super::peers::{Mac, Peer, Peers};
+use super::peers::{Mac, Peers};
 use crate::slices::Ports;
 
 /// What this node forwards.
@@ -68,18 +68,22 @@ impl Forwarded {
         peers: &Peers,
         taken: &Taken,
     ) -> BTreeSet<IpAddr> {
-        let of = |i: &PlannedIdentity| Addresses::of(&i.egress_ip);
         let usable = |a: &IpAddr| taken.by(*a).is_none() && !inputs.facts.is_own(*a);
-        let eips: BTreeSet<IpAddr> = gateway
-            .identities
-            .iter()
-            .flat_map(|i| of(i).iter())
-            .filter(usable)
-            .filter(|a| !self.eips.contains(a))
-            .collect();
-        self.eips.extend(&eips);
+        let mut leaves: BTreeMap<IpAddr, Vec<(u16, Vec<IpNet>)>> = BTreeMap::new();
+        for identity in &gateway.identities {
+            for address in Addresses::of(&identity.egress_ip).iter() {
+                if self.eips.contains(&address) || !usable(&address) {
+                    continue;
+                }
+                let granted = (identity.id, granted(identity));
+                leaves.entry(address).or_default().push(granted);
+            }
+        }
         for slices in &gateway.slices {
-            let Some(address) = slices.address.parse().ok().filter(|a| eips.contains(a)) else {
+            let Ok(address) = slices.address.parse() else {
+                continue;
+            };
+            let Some(identities) = leaves.get(&address) else {
                 continue;
             };
             for (node, share) in shares(slices) {
@@ -87,26 +91,24 @@ impl Forwarded {
                     continue;
                 };
                 self.replies.insert((address, peer.mac), share.all);
-                let leaves = gateway
-                    .identities
-                    .iter()
-                    .filter(|i| of(i).iter().any(|a| a == address));
-                for identity in leaves.filter(|i| granted(i, peer)) {
-                    self.grants.insert((peer.mac, identity.id, address), share.all);
+                let may = |(_, prefixes): &&(u16, Vec<IpNet>)| {
+                    prefixes
+                        .iter()
+                        .any(|prefix| peer.overlay.iter().any(|a| prefix.contains(&a)))
+                };
+                for (id, _) in identities.iter().filter(may) {
+                    self.grants.insert((peer.mac, *id, address), share.all);
                 }
             }
         }
+        let eips: BTreeSet<IpAddr> = leaves.into_keys().collect();
+        self.eips.extend(&eips);
         eips
     }
 }
 
-/// Whether the plan lets nodes like `peer` use `identity`.
-fn granted(identity: &PlannedIdentity, peer: &Peer) -> bool {
-    identity
-        .granted
-        .iter()
-        .flat_map(|p| [&p.ipv4, &p.ipv6])
-        .flatten()
-        .filter_map(|p| p.parse::<IpNet>().ok())
-        .any(|prefix| peer.overlay.iter().any(|a| prefix.contains(&a)))
+/// Overlay prefixes of the nodes that the plan lets use `identity`.
+fn granted(identity: &PlannedIdentity) -> Vec<IpNet> {
+    let prefixes = identity.granted.iter().flat_map(|p| [&p.ipv4, &p.ipv6]);
+    prefixes.flatten().filter_map(|p| p.parse().ok()).collect()
 }

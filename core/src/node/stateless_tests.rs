@@ -254,7 +254,6 @@ fn a_dead_next_hop_changes_nothing_but_routes() {
     assert_eq!(via(&after), ["100.64.8.2", "fd64:5711:0:2::2"].map(ip).into());
     let but_routes = |state: &DesiredState| DesiredState {
         routes: BTreeSet::new(),
-        sysctls: BTreeMap::new(),
         ..state.clone()
     };
     assert_eq!(but_routes(&before), but_routes(&after));

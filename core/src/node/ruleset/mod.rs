@@ -53,9 +53,6 @@ use super::own::Own;
 use super::peers::Peers;
 use super::select::Selection;
 
-/// UDP port of the probes between nodes, source and destination, inside the tunnel.
-pub(super) const PROBE_PORT: u16 = 5712;
-
 /// What the tables are made of.
 pub(super) struct Parts<'a> {
     pub(super) settings: &'a Settings,
