@@ -27,6 +27,7 @@ use crate::failover::Failover;
 use crate::gate::{self, Next, Seen, Waiting};
 use crate::health::Health;
 use crate::kernel;
+use crate::ports::{self, Shares};
 use crate::status::Report;
 
 /// How often everything is compared without any event.
@@ -70,8 +71,11 @@ pub(crate) struct Agent<K> {
     programmed: Option<String>,
     /// Underlay addresses for which the facts in `held` were read.
     measured: Option<Vec<IpAddr>>,
-    /// What the kernel can't do.
+    /// What the kernel can't do, and what not every kernel can.
     missing: Vec<String>,
+    features: Vec<String>,
+    /// This node's ports that the kernel has.
+    shares: watch::Sender<Shares>,
     waiting: Option<Waiting>,
     /// Liveness that the disk has.
     remembered: Option<Liveness>,
@@ -115,10 +119,25 @@ impl<K: Kernel> Agent<K> {
             programmed: None,
             measured: None,
             missing: Vec::new(),
+            features: Vec::new(),
+            shares: watch::Sender::default(),
             waiting: None,
             remembered: None,
             torn_down: false,
         }
+    }
+
+    /// This node's ports, as the kernel has them.
+    pub(crate) fn shares(&self) -> watch::Receiver<Shares> {
+        self.shares.subscribe()
+    }
+
+    fn has_ports(&self, shares: Shares) {
+        self.shares.send_if_modified(|old| {
+            let changed = *old != shares;
+            *old = shares;
+            changed
+        });
     }
 
     /// Goes round for ever.
@@ -271,6 +290,7 @@ impl<K: Kernel> Agent<K> {
             }
             self.remembered = Some(self.held.liveness.clone());
         }
+        self.has_ports(ports::shares(&self.held));
         let held = self.applied.as_ref().map(|a| &a.desired.held);
         self.failover.done(&self.held, held);
         let found: Vec<String> = problems(&self.held)
@@ -323,6 +343,7 @@ impl<K: Kernel> Agent<K> {
             settings: self.held.settings.clone(),
             ..NodeInputs::default()
         };
+        self.has_ports(Shares::new());
         self.measured = None;
         self.programmed = None;
         self.failover.torn_down();
@@ -346,6 +367,7 @@ impl<K: Kernel> Agent<K> {
         if due || self.measured.as_ref() != Some(&underlay) {
             let facts = self.kernel.facts(&underlay).await?;
             inputs.facts = facts.for_compiler(&inputs.settings.device);
+            self.features = kernel::features(&facts);
             let missing = kernel::missing(&facts);
             if missing != self.missing {
                 tracing::warn!(node = inputs.node, ?missing, "what the kernel lacks");
@@ -428,6 +450,7 @@ impl<K: Kernel> Agent<K> {
         let report = Some(Report {
             programmed,
             torn_down,
+            features: self.features.clone(),
             held: self.failover.holdings(),
             verdict,
         });

@@ -13,11 +13,13 @@ mod health;
 mod kernel;
 mod mirror;
 mod pods;
+mod ports;
 mod show;
 mod status;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -131,7 +133,7 @@ async fn main() -> anyhow::Result<()> {
     let kernel = LinuxKernel::open().context("open the kernel; NET_ADMIN is needed")?;
     match arguments.command {
         Some(Command::Show { diff }) => show::show(&kernel, &disk, &arguments.node, settings, diff).await,
-        None => run(arguments, settings, disk, kernel).await,
+        None => Box::pin(run(arguments, settings, disk, kernel)).await,
     }
 }
 
@@ -160,8 +162,9 @@ async fn run(
     let cni = plugin.cni.clone();
     let (failover, prober_ended) = failover::Failover::start(arguments.probing)?;
     let farewell = failover.farewell();
+    let kernel = Arc::new(kernel);
     let agent = agent::Agent::new(
-        kernel,
+        kernel.clone(),
         disk,
         health.clone(),
         reports,
@@ -170,11 +173,14 @@ async fn run(
         &node,
         settings,
     );
+    let (port_use, used) = watch::channel(None);
+    let counting = ports::count(kernel, ports::PERIOD, agent.shares(), port_use);
     tokio::spawn(health::serve(arguments.health_listen, health));
     tokio::select! {
         error = plugin.run(cluster.clone(), client.clone(), node.clone()) => return Err(error),
         () = agent.run(cluster) => anyhow::bail!("the apply loop has ended"),
-        () = status::keep(client, node, reported) => anyhow::bail!("the status writer has ended"),
+        () = counting => anyhow::bail!("the counting of ports has ended"),
+        () = status::keep(client, node, reported, used) => anyhow::bail!("the status writer has ended"),
         _ = prober_ended => anyhow::bail!("the prober has ended"),
         () = async {
             tokio::select! {

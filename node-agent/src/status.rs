@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::{self, Verdict};
-use spillway_crds::hub::HeldAddress;
+use spillway_crds::hub::{HeldAddress, PortUse};
 use spillway_crds::member::{EgressNode, EgressNodeStatus};
 use tokio::sync::watch;
 
@@ -32,14 +32,17 @@ pub(crate) struct Report {
     pub(crate) programmed: Option<String>,
     /// Everything was taken out, as asked.
     pub(crate) torn_down: bool,
+    /// What the node's kernel can do.
+    pub(crate) features: Vec<String>,
     /// Egress IPs that the node answers for.
     pub(crate) held: Vec<Holding>,
     /// The `Programmed` condition.
     pub(crate) verdict: Verdict,
 }
 
-/// The status that says `report`, given what stands there.
-fn wanted(report: &Report, own: &Own, now: Timestamp) -> EgressNodeStatus {
+/// The status that says `report`, given what stands there. As long as no ports were counted, what an earlier agent said
+/// of them stands.
+fn wanted(report: &Report, ports: Option<&[PortUse]>, own: &Own, now: Timestamp) -> EgressNodeStatus {
     let old = own.status.clone().unwrap_or_default();
     let mut conditions = old.conditions.clone();
     let verdict = Verdict {
@@ -50,9 +53,9 @@ fn wanted(report: &Report, own: &Own, now: Timestamp) -> EgressNodeStatus {
     // Under this manager the list holds our one condition; others' belong to them.
     conditions.retain(|c| c.type_ == ConditionType::Programmed.as_str());
     EgressNodeStatus {
-        features: Vec::new(),
+        features: report.features.clone(),
         held: report.held.iter().map(|h| held(h, &old.held)).collect(),
-        port_use: Vec::new(),
+        port_use: ports.map_or(old.port_use, <[PortUse]>::to_vec),
         programmed: report.programmed.clone(),
         backend: Some("nftables".into()),
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
@@ -86,7 +89,9 @@ fn says(status: Option<&EgressNodeStatus>, wanted: &EgressNodeStatus) -> bool {
             && s.backend == wanted.backend
             && s.agent_version == wanted.agent_version
             && s.torn_down == wanted.torn_down
+            && s.features == wanted.features
             && s.held == wanted.held
+            && s.port_use == wanted.port_use
             && wanted.conditions.iter().all(|c| s.conditions.contains(c))
     })
 }
@@ -105,17 +110,23 @@ async fn write(api: &Api<EgressNode>, node: &str, status: &EgressNodeStatus) -> 
 }
 
 /// Keeps the status of `node` for ever.
-pub(crate) async fn keep(client: Client, node: String, mut reports: watch::Receiver<Option<Report>>) {
+pub(crate) async fn keep(
+    client: Client,
+    node: String,
+    mut reports: watch::Receiver<Option<Report>>,
+    mut ports: watch::Receiver<Option<Vec<PortUse>>>,
+) {
     let (mirror, mut changes) = watch_own(&client, &node);
     let api = Api::all(client);
     let mut backoff = Backoff::up_to_seconds(30);
     loop {
         let report = reports.borrow_and_update().clone();
+        let used = ports.borrow_and_update().clone();
         changes.mark_unchanged();
         let status = report
             .as_ref()
             .zip(mirror.get(&node))
-            .map(|(report, own)| (wanted(report, &own, Timestamp::now()), own))
+            .map(|(report, own)| (wanted(report, used.as_deref(), &own, Timestamp::now()), own))
             .filter(|(wanted, own)| !says(own.status.as_ref(), wanted));
         let mut retry = None;
         if let Some((status, _)) = status {
@@ -138,6 +149,7 @@ pub(crate) async fn keep(client: Client, node: String, mut reports: watch::Recei
         };
         tokio::select! {
             event = reports.changed() => if event.is_err() { return },
+            event = ports.changed() => if event.is_err() { return },
             // Our own write comes back as a change too, and then there is nothing left to say.
             event = changes.changed() => if event.is_err() { return },
             () = again => {}
@@ -154,6 +166,7 @@ mod tests {
         let report = Report {
             programmed: Some("d".repeat(64)),
             torn_down: false,
+            features: vec!["egress-hook".into()],
             held: Vec::new(),
             verdict: Verdict::yes(ConditionType::Programmed, "Programmed", ""),
         };
@@ -162,18 +175,32 @@ mod tests {
             generation: Some(1),
             status: None,
         };
-        let first = wanted(&report, &own, now);
+        let first = wanted(&report, None, &own, now);
         assert!(!says(None, &first));
         let own = Own {
             status: Some(first.clone()),
             ..own
         };
         let later = Timestamp::from_second(9).expect("in range");
-        assert!(says(own.status.as_ref(), &wanted(&report, &own, later)));
+        assert!(says(own.status.as_ref(), &wanted(&report, None, &own, later)));
+        let ports = [PortUse {
+            address: "203.0.113.10".into(),
+            ..PortUse::default()
+        }];
+        let counted = wanted(&report, Some(&ports), &own, later);
+        assert!(!says(own.status.as_ref(), &counted));
+        let own = Own {
+            status: Some(counted),
+            ..own
+        };
+        assert!(
+            says(own.status.as_ref(), &wanted(&report, None, &own, later)),
+            "what was said of ports stands until they are counted again"
+        );
         let failed = Report {
             verdict: Verdict::no(ConditionType::Programmed, "ApplyFailed", "nft: no"),
             ..report
         };
-        assert!(!says(own.status.as_ref(), &wanted(&failed, &own, later)));
+        assert!(!says(own.status.as_ref(), &wanted(&failed, None, &own, later)));
     }
 }
