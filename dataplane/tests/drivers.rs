@@ -409,10 +409,8 @@ async fn next_hops_come_and_go_by_one_replacement() {
     let mut desired = desired();
     kernel.apply(&desired).await.expect("apply");
     let hops = |ipv6: bool, last: &[u8]| -> Route {
-        let via = last.iter().map(|n| match ipv6 {
-            true => ip(&format!("fd64:5711:2::{n}")),
-            false => ip(&format!("100.64.8.{n}")),
-        });
+        let prefix = if ipv6 { "fd64:5711:2::" } else { "100.64.8." };
+        let via = last.iter().map(|n| ip(&format!("{prefix}{n}")));
         let mut route = spread(5_711_002, ipv6);
         route.target = RouteTarget::Spread {
             device: "spillway0".into(),

@@ -90,11 +90,11 @@ pub fn batch(held: &Ruleset, desired: &Ruleset, sequence: u32) -> Option<Vec<u8>
             let form = set.value.as_ref()?;
             element.extend(attribute(ELEMENT_DATA | NESTED, &value_of(form, value)?));
         }
-        let list = attribute(LIST_ELEMENT | NESTED, &element);
+        let only = attribute(LIST_ELEMENT | NESTED, &element);
         let body = [
             attribute(LIST_TABLE, &text(&desired.table)),
             attribute(LIST_SET, &text(name)),
-            attribute(LIST_ELEMENTS | NESTED, &list),
+            attribute(LIST_ELEMENTS | NESTED, &only),
         ]
         .concat();
         let answer = if index + 1 == count { ACK } else { 0 };
