@@ -46,9 +46,21 @@ impl<'a> Gateways<'a> {
         let mut sorted: Vec<_> = inputs.into_values().collect();
         sorted.sort_by_key(|g| (g.created, &g.name));
         let overlay = [IpNet::V4(state.overlay.v4()), IpNet::V6(state.overlay.v6())];
+        let gateways: Vec<_> = sorted
+            .into_iter()
+            .map(|input| Gateway::new(input, federation))
+            .collect();
+        // Who edits a pool into addresses that another gateway uses is at fault, also as the older one.
+        let intruders: BTreeSet<_> = gateways
+            .iter()
+            .filter(|g| gateways.iter().any(|other| g.intrudes(other)))
+            .map(|g| g.input.name.as_str())
+            .collect();
+        let (last, first): (Vec<_>, Vec<_>) = gateways
+            .into_iter()
+            .partition(|g| intruders.contains(g.input.name.as_str()));
         let mut older: Vec<Gateway<'a>> = Vec::new();
-        for input in sorted {
-            let mut gateway = Gateway::new(input, federation);
+        for mut gateway in first.into_iter().chain(last) {
             gateway.claim(&overlay, &older);
             older.push(gateway);
         }
@@ -149,10 +161,30 @@ impl<'a> Gateway<'a> {
         }
     }
 
+    /// True where a node of it is expected to carry traffic: one that is being drained does while there is no other.
+    pub(super) fn serves(&self) -> bool {
+        self.order.iter().any(|n| n.state != GatewayNodeState::NotReady)
+    }
+
     /// Its ready nodes, best first.
     pub(super) fn ready(&self) -> impl Iterator<Item = &NodeRef> {
         let ready = |n: &&GatewayNode| n.state == GatewayNodeState::Ready;
         self.order.iter().filter(ready).map(|n| &n.node)
+    }
+
+    /// True where the pool has addresses that `other` uses out of its own, and not the other way round.
+    fn intrudes(&self, other: &Self) -> bool {
+        let uses = |user: &Self, pool: &Pool| {
+            user.input.identities.iter().any(|record| {
+                let pair = Addresses::parse(&record.egress_ip).unwrap_or_default();
+                let v4 = pair.v4.map(IpAddr::V4);
+                v4.into_iter()
+                    .chain(pair.v6.map(IpAddr::V6))
+                    .any(|a| user.pool.contains(a) && pool.contains(a))
+            })
+        };
+        let overlap = !std::ptr::eq(self, other) && self.pool.overlap(&other.pool).is_some();
+        overlap && uses(other, &self.pool) && !uses(self, &other.pool)
     }
 
     /// Checks that the pool is nobody else's.
@@ -180,7 +212,7 @@ impl<'a> Gateway<'a> {
                 Fault::new(
                     "AddressOverlap",
                     format!(
-                        "spec.addresses: {address} belongs to the older gateway {:?}; take it out of one of the two pools",
+                        "spec.addresses: {address} belongs to gateway {:?}, which is older or already uses it; take it out of one of the two pools",
                         other.input.name
                     ),
                 ),

@@ -88,14 +88,14 @@ pub(super) struct Lacking<'a> {
 }
 
 impl<'a> Lacking<'a> {
-    /// Looks at gateways that have a ready node: of others nothing is expected yet.
+    /// Looks at gateways that are expected to work: of others nothing is.
     pub(super) fn of(view: &View<'a, '_>, policy: &Policy<'a>) -> Self {
         let mut out = Self::default();
         for egress in &policy.through {
             let Some(gateway) = view.gateways.get(&egress.gateway) else {
                 continue;
             };
-            if gateway.translation != Translation::SourceNode || gateway.ready().next().is_none() {
+            if gateway.translation != Translation::SourceNode || !gateway.serves() {
                 continue;
             }
             let shortage = view.allotted.get(&egress.gateway).map(|a| &a.shortage);

@@ -80,7 +80,13 @@ impl View<'_, '_> {
             .map(|g| {
                 let holders = holders(g, self.members);
                 // Nodes that don't say yet what they hold do as the plan says.
-                let first = || g.ready().next().map(|n| format!("{}/{}", n.member, n.node));
+                let first = || {
+                    g.order
+                        .first()
+                        .filter(|_| g.serves())
+                        .map(|n| &n.node)
+                        .map(|n| format!("{}/{}", n.member, n.node))
+                };
                 let allotted = self.allotted.get(&g.input.name);
                 let outcome = GatewayOutcome {
                     holder: summary(&holders).or_else(first),
@@ -111,7 +117,7 @@ impl View<'_, '_> {
                 ),
             );
         }
-        if gateway.ready().next().is_none() {
+        if !gateway.serves() {
             return Verdict::no(
                 ConditionType::Programmed,
                 "NoReadyNode",
@@ -186,7 +192,7 @@ impl View<'_, '_> {
             .through
             .iter()
             .filter_map(|e| self.gateways.get(&e.gateway))
-            .any(|g| g.ready().next().is_some());
+            .any(Gateway::serves);
         let awaited = policy.through.iter().any(|e| self.identities.awaited(e));
         let verdict = if !faults.is_empty() {
             invalid()
@@ -206,7 +212,7 @@ impl View<'_, '_> {
             Verdict::no(
                 ConditionType::Programmed,
                 "NoReadyNode",
-                "no gateway of spec.through has a ready node; spec.onUnavailable rules until one has",
+                "no gateway of spec.through has a ready node; unless one answers all the same, spec.onUnavailable rules until one has",
             )
         } else if let (Some(true), Some(why)) = (verdict.status, lacking.verdict()) {
             why

@@ -117,6 +117,29 @@ fn the_older_of_two_gateways_with_the_same_address_keeps_it() {
 }
 
 #[test]
+fn an_edit_into_addresses_that_are_in_use_harms_only_whoever_made_it() {
+    let mut state = typical();
+    state
+        .policies
+        .push(policy("late", &[("name", "other")], &["paris"]));
+    let before = settle(&mut state);
+    state.gateways[0].spec.addresses.ipv4 = vec!["203.0.113.10-203.0.113.40".into()];
+    let r = settle(&mut state);
+    let (ok, reason, message) = gateway_verdict(&r, "frankfurt", ConditionType::Accepted);
+    assert_eq!((ok, reason.as_str()), (false, "AddressOverlap"));
+    assert!(
+        message.contains("203.0.113.32") && message.contains("paris"),
+        "{message}"
+    );
+    assert!(gateway_verdict(&r, "paris", ConditionType::Accepted).0);
+    assert_eq!(before.plans["other"], r.plans["other"]);
+    assert!(!state.gateways[0].slices.is_empty(), "its ports are kept for it");
+    state.gateways[0].spec.addresses.ipv4 = vec!["203.0.113.10-203.0.113.19".into()];
+    let r = settle(&mut state);
+    assert!(gateway_verdict(&r, "frankfurt", ConditionType::Accepted).0);
+}
+
+#[test]
 fn a_gateway_of_an_unknown_member_works_with_the_others() {
     let mut state = typical();
     state.gateways[0].spec.nodes[1].member = "fra-9".into();
