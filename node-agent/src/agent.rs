@@ -65,6 +65,8 @@ pub(crate) struct Agent<K> {
     uncut: BTreeSet<IpAddr>,
     /// There are pods to be remembered that the API server has forgotten.
     unstored: bool,
+    /// The inputs have changed since they were stored.
+    outdated: bool,
     /// Addresses of selected pods that ended and that nobody has since.
     departed: BTreeSet<IpAddr>,
     /// Digest of the plan that the kernel took last.
@@ -115,6 +117,7 @@ impl<K: Kernel> Agent<K> {
             applied: None,
             uncut: before.ours,
             unstored: false,
+            outdated: true,
             departed: before.pods.into_keys().collect(),
             programmed: None,
             measured: None,
@@ -263,12 +266,16 @@ impl<K: Kernel> Agent<K> {
         inputs.gateway_indexes = gateway_indexes;
         let digest = inputs.plan.as_ref().map(|p| p.digest.clone());
         let same = self.applied.as_ref().is_some_and(|a| a.desired == desired);
-        if !same || self.unstored || inputs.plan != self.held.plan {
+        self.outdated |= self.differs(&inputs);
+        // A gateway's node that dies changes nothing that is stored, and what it changes is urgent.
+        if self.unstored || (self.outdated && (!same || inputs.plan != self.held.plan)) {
             self.unstored = false;
+            self.outdated = false;
             // The kernel must never hold what the disk doesn't know.
             if let Err(error) = self.disk.store(&inputs) {
                 tracing::warn!(node = inputs.node, %error, "inputs can't be stored; a restart without the API \
                     server will leave the kernel as it is");
+                self.outdated = true;
                 // To go on from older ones would take newer pods out.
                 if let Err(error) = self.disk.clear() {
                     tracing::error!(node = inputs.node, %error, "nor can older inputs be removed; a restart without \
@@ -307,6 +314,14 @@ impl<K: Kernel> Agent<K> {
         };
         self.report(self.programmed.clone(), false, verdict);
         true
+    }
+
+    /// Whether `inputs` are others than those last compiled, but for what isn't stored of them.
+    fn differs(&mut self, inputs: &NodeInputs) -> bool {
+        let liveness = std::mem::replace(&mut self.held.liveness, inputs.liveness.clone());
+        let differs = self.held != *inputs;
+        self.held.liveness = liveness;
+        differs
     }
 
     /// The addresses that the kernel judges by a policy, or what is said of why it can't.

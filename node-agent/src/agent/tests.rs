@@ -105,6 +105,18 @@ async fn one_state_is_applied_once() {
 }
 
 #[tokio::test]
+async fn a_dead_gateway_node_is_nothing_to_store() {
+    let mut bench = Bench::new();
+    bench.agent.round(Some(&seen()), PERIODIC).await;
+    let mut inputs = bench.agent.held.clone();
+    inputs.liveness.dead = [fixtures::node_ref("b", "b-1")].into();
+    assert!(!bench.agent.differs(&inputs));
+    assert!(bench.agent.held.liveness.dead.is_empty(), "comparing changes nothing");
+    inputs.pods.pop();
+    assert!(bench.agent.differs(&inputs));
+}
+
+#[tokio::test]
 async fn a_restart_without_the_api_server_keeps_everything() {
     let mut bench = Bench::new();
     bench.agent.round(Some(&seen()), PERIODIC).await;
