@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::throughput::{self, Until};
 use super::watch::{self, Plan};
-use super::{client, flows, icmp, server};
+use super::{client, flood, flows, icmp, server};
 
 /// Sends test traffic and says which source address the other side saw.
 #[derive(Parser, Debug)]
@@ -71,6 +71,17 @@ enum Command {
     Send(Transfer),
     /// Receive from a source (port 7003) and print bytes and seconds as JSON
     Recv(Transfer),
+    /// Send datagrams as fast as they go to a sink (UDP port 7002) and print how many arrived as JSON
+    Flood {
+        /// Where to: HOST:PORT
+        target: String,
+        /// Bytes in each
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1400))]
+        size: u16,
+        /// How long
+        #[arg(long, default_value = "3s", value_parser = duration)]
+        time: Duration,
+    },
     /// Hold many flows at once, check every byte, and print a JSON report at the end (SIGTERM, or --seconds)
     Flows(Flows),
     /// Wait for SIGTERM
@@ -226,6 +237,11 @@ fn run(command: Command) -> anyhow::Result<()> {
                     write_attempt(attempt)
                 }
             })
+        }
+        Command::Flood { target, size, time } => {
+            exit_on_signals()?;
+            let target = client::resolve(&target)?;
+            Ok(write_json(&flood::flood(target, size.into(), time)?)?)
         }
         Command::Flows(flows) => flows.run(),
         Command::Send(transfer) => {

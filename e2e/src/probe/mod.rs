@@ -5,12 +5,14 @@
 //! cli ── server ── Log (record): one JSON line per connection, datagram, echo request, SYN
 //!     │        └── raw: what the kernel answers itself, and what never becomes a connection
 //!     ├── client, icmp: one attempt          ├── watch: many attempts, or one long connection
-//!     ├── throughput: bytes per second       └── flows: hundreds of long connections, each byte checked
+//!     ├── throughput, flood: bytes and datagrams per second
+//!     └── flows: hundreds of long connections, each byte checked
 //! ```
 //! Threads and blocking sockets on purpose, `flows` aside: a measuring program should have no scheduler of its own.
 
 mod cli;
 mod client;
+mod flood;
 mod flows;
 mod icmp;
 mod packet;
@@ -21,6 +23,7 @@ mod throughput;
 mod watch;
 
 pub use cli::main;
+pub use flood::Flood;
 pub use flows::{FlowKind, FlowReport, FlowsReport, Gap};
 pub use record::{Answer, Protocol, Record};
 pub use throughput::Throughput;
@@ -30,7 +33,7 @@ pub use watch::Attempt;
 pub const ECHO_PORT: u16 = 7000;
 /// TCP: a line every 10 ms from the server.
 pub const PUSH_PORT: u16 = 7001;
-/// TCP: takes all bytes and reports their number.
+/// TCP: takes all bytes and reports their number. UDP: takes all datagrams and reports their number when asked.
 pub const SINK_PORT: u16 = 7002;
 /// TCP: sends bytes until the client hangs up.
 pub const SOURCE_PORT: u16 = 7003;

@@ -17,7 +17,7 @@ use nix::sys::socket::{
 use super::raw::{Listener, Watched};
 use super::record::{Answer, Log, Protocol, Record};
 use super::{ECHO_PORT, FLOW_PORT, PUSH_PORT, SINK_PORT, SOURCE_PORT};
-use super::{flows, throughput};
+use super::{flood, flows, throughput};
 
 /// How long a connection may say nothing before it is noted without a payload.
 const FIRST_BYTES: Duration = Duration::from_millis(250);
@@ -42,6 +42,7 @@ pub(crate) fn start(addresses: &[IpAddr], shift: u16, log: Option<&Path>) -> any
         accept(at(SINK_PORT), throughput::sink)?;
         accept(at(SOURCE_PORT), throughput::source)?;
         datagrams(at(ECHO_PORT), Arc::clone(&log))?;
+        flood::sink(bound(at(SINK_PORT), SockType::Datagram)?.into());
         flow_listeners.push(listening(at(FLOW_PORT))?);
     }
     let noted = Arc::clone(&log);
@@ -222,7 +223,7 @@ fn bound(address: SocketAddr, kind: SockType) -> anyhow::Result<OwnedFd> {
 }
 
 /// Starts a thread with a small stack: there may be thousands. When the system has no more, the connection is dropped.
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
     let builder = thread::Builder::new()
         .name(name.to_owned())
         .stack_size(256 * 1024);

@@ -27,20 +27,20 @@ pub fn set_cable(plan: &Plan, machine: &MachinePlan, connected: bool) -> Result<
 pub fn set_half_open(plan: &Plan, machine: &MachinePlan, dropped: Option<Direction>) -> Result<()> {
     let [_, _, c, d] = machine.ipv4.octets();
     let table = format!("half-{c}-{d}");
-    let mut rules = format!("add table netdev {table}\ndelete table netdev {table}\n");
-    if let Some(direction) = dropped {
+    let fresh = format!("add table netdev {table}\ndelete table netdev {table}\n");
+    let drop = dropped.map_or(String::new(), |direction| {
         // The switch's port: what it takes in is what the machine sends.
         let hook = match direction {
             Direction::Receive => "egress",
             Direction::Send => "ingress",
         };
-        rules += &format!(
+        let port = port(machine);
+        format!(
             "add table netdev {table}\n\
-             add chain netdev {table} everything {{ type filter hook {hook} device \"{}\" priority 0; policy drop; }}\n",
-            port(machine)
-        );
-    }
-    netns::nft(&plan.wire_netns(), &rules)
+             add chain netdev {table} everything {{ type filter hook {hook} device \"{port}\" priority 0; policy drop; }}\n"
+        )
+    });
+    netns::nft(&plan.wire_netns(), &(fresh + &drop))
 }
 
 /// Makes the router carry at most `mtu` bytes a packet between the segments and the outside, in both directions, and

@@ -204,8 +204,10 @@ mod tests {
         let (longest, gaps) = meter.finish();
         assert!((longest.unwrap().ms - 300.0).abs() < 0.001);
         assert_eq!(
-            gaps.iter().map(|gap| gap.ms.round() as i64).collect::<Vec<_>>(),
-            [300, 60]
+            gaps.iter()
+                .map(|gap| format!("{:.0}", gap.ms))
+                .collect::<Vec<_>>(),
+            ["300", "60"]
         );
     }
 }
