@@ -72,12 +72,11 @@ impl Federation {
     /// one, of that name and a suffix) is used, brought up if there is none and left standing: for working on one
     /// scenario again and again.
     pub async fn up_as(shape: Shape, name: &str) -> Result<Self> {
-        let arena = match std::env::var("SPILLWAY_ARENA") {
-            Ok(kept) => Arena::attach_or_up(&shape.spec(&shape.kept_name(&kept))).await?,
-            Err(_) => {
-                let name = format!("{name}-{}", std::process::id() % 10_000);
-                Arena::up(&shape.spec(&name)).await?
-            }
+        let arena = if let Ok(kept) = std::env::var("SPILLWAY_ARENA") {
+            Arena::attach_or_up(&shape.spec(&shape.kept_name(&kept))).await?
+        } else {
+            let name = format!("{name}-{}", std::process::id() % 10_000);
+            Arena::up(&shape.spec(&name)).await?
         };
         let federation = Self::on(arena, shape).await?;
         federation.install_hub().await.context("installing the hub")?;

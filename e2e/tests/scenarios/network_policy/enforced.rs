@@ -52,7 +52,9 @@ pub(crate) async fn denied_allowed_and_let_go(fed: &Federation) -> Result<()> {
 
     let only = "policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 198.51.100.11/32}}]}]";
     rule(fed, &story, "a", only).await?;
-    leaves(&pod, OUTSIDE_OTHER).await.context("allowed to this address")?;
+    leaves(&pod, OUTSIDE_OTHER)
+        .await
+        .context("allowed to this address")?;
     pod.is_blocked(OUTSIDE).await.context("allowed to another only")?;
 
     // A pod made while both the rule and the egress policy are there.
@@ -73,7 +75,9 @@ pub(crate) async fn ingress_rules_on_gateway_nodes_are_of_no_account(fed: &Feder
     let story = fed.story("np-ingress").await?;
     egress_policy(&story).await?;
     for node in ["b-n1", "b-n2"] {
-        story.pod_on("b", &format!("on-{node}"), "app=billing", node).await?;
+        story
+            .pod_on("b", &format!("on-{node}"), "app=billing", node)
+            .await?;
     }
     rule(fed, &story, "b", "policyTypes: [Ingress, Egress]").await?;
     let closed = story.pod_named("b", "on-b-n1")?;
