@@ -18,7 +18,8 @@ const CHAIN: &str = "cat \"$(ls /etc/cni/net.d/*.conf* | head -1)\"";
 
 /// Prints what there is of the plugin on a node.
 pub(super) const PLUGIN_TRACE: &str = "grep -l spillway-cni /etc/cni/net.d/* 2>/dev/null; \
-    ls /opt/cni/bin/spillway-cni /var/lib/spillway/* 2>/dev/null; true";
+    ls /opt/cni/bin/spillway-cni /var/lib/spillway/* /run/spillway/* 2>/dev/null; \
+    nft list tables | grep spillway; true";
 
 /// Nodes without an agent, until they are let have one.
 pub struct Down<'a> {

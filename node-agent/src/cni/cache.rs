@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use spillway_cni::cache::{Cache, FORMAT};
+use spillway_cni::cache::{Cache, FORMAT, Standing};
 use spillway_core::node::scope::Scope;
 
 /// The file and what it says.
@@ -77,6 +77,20 @@ impl CacheFile {
         fs::rename(&fresh, &self.path)
     }
 
+    /// Whether there is a file.
+    pub(super) fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// Whether the file has the plugin hold such a pod.
+    pub(super) fn holds(&self, namespace: &str, addresses: &BTreeSet<IpAddr>) -> bool {
+        match Cache::read(&self.path) {
+            Ok(Some(cache)) => cache.standing(namespace, addresses) != Standing::Free,
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+
     /// Removes the file: nobody is held.
     pub(super) fn clear(&self) -> Result<(), String> {
         *self.said.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -91,7 +105,6 @@ impl CacheFile {
 
 #[cfg(test)]
 mod tests {
-    use spillway_cni::cache::Standing;
     use spillway_core::node::fixtures;
 
     use super::*;
@@ -115,6 +128,9 @@ mod tests {
         next.set_scope(&Scope::default());
         assert_eq!(read().standing("payments", &BTreeSet::new()), Standing::Free);
         assert_eq!(read().addresses, [address].into());
+        assert!(
+            next.exists() && next.holds("web", &[address].into()) && !next.holds("web", &BTreeSet::new())
+        );
         next.clear().expect("cleared");
         next.clear().expect("nothing to clear is fine");
         assert!(!path.exists());

@@ -140,8 +140,11 @@ impl Cni {
         });
     }
 
-    /// There is no plan: nobody is held.
+    /// There is no plan: nobody is held, unless an earlier agent knew better.
     pub(crate) fn unplanned(&self) {
+        if self.0.cache.as_ref().is_some_and(CacheFile::exists) {
+            return;
+        }
         self.0.standing.send_if_modified(|s| {
             let news = s.planned != Some(false);
             s.planned = Some(false);
@@ -167,6 +170,14 @@ impl Cni {
     /// What keeps pods from being held, if anything does.
     pub(crate) fn problem(&self) -> Option<String> {
         self.0.installer.as_ref()?.problem()
+    }
+
+    /// Whether an earlier agent left word that a policy may concern such a pod.
+    fn was_in_question(&self, namespace: &str, addresses: &BTreeSet<IpAddr>) -> bool {
+        self.0
+            .cache
+            .as_ref()
+            .is_some_and(|cache| cache.holds(namespace, addresses))
     }
 
     fn standing(&self) -> watch::Receiver<Standing> {

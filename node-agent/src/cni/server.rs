@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,9 @@ const FIRST_LOOK: Duration = Duration::from_secs(3);
 
 /// How long the watch may take to show the labels of a namespace that has pods.
 const NAMESPACE: Duration = Duration::from_secs(3);
+
+/// How often the socket's file is looked at.
+const SOCKET_CHECK: Duration = Duration::from_secs(1);
 
 /// Longest time that a question is worked on, whatever it asks for.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -134,13 +137,26 @@ impl Server {
     /// Returns when the pod may start, with whether a policy selects it, or why it may not.
     async fn admit(&self, attachment: &Attachment, deadline: Instant) -> Result<bool, String> {
         let mut standing = self.cni.standing();
-        // Without one nothing was ever planned here, as far as can be told.
+        let namespace = &attachment.namespace;
+        let addresses = &attachment.addresses;
+        // Where no earlier agent left word, nothing was ever planned here, as far as can be told.
+        let in_question = self.cni.was_in_question(namespace, addresses);
+        let limit = if in_question {
+            deadline
+        } else {
+            deadline.min(Instant::now() + FIRST_LOOK)
+        };
         let known = standing.wait_for(|s| s.planned.is_some());
-        let planned = match timeout_at(deadline.min(Instant::now() + FIRST_LOOK), known).await {
-            Ok(Ok(standing)) => standing.planned == Some(true),
+        let planned = match timeout_at(limit, known).await.map(|s| s.map(|s| s.planned)) {
+            Ok(Ok(planned)) => planned == Some(true),
+            _ if in_question => {
+                return Err(format!(
+                    "the node agent on {} doesn't know its plan yet",
+                    self.node
+                ));
+            }
             _ => false,
         };
-        let namespace = &attachment.namespace;
         let could = |s: &Standing| s.scope.could_select_in(namespace);
         if planned && could(&standing.borrow()) && !standing.borrow().scope.knows(namespace) {
             let limit = deadline.min(Instant::now() + NAMESPACE);
@@ -176,7 +192,6 @@ impl Server {
                 ));
             }
         };
-        let addresses = &attachment.addresses;
         let number = self.cni.add(Sandbox {
             container: attachment.container.clone(),
             interface: attachment.interface.clone(),
@@ -286,17 +301,53 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Takes the socket's file away at the end, unless it is another agent's by then.
+struct Tidy<'a> {
+    path: &'a Path,
+    mine: Option<(u64, u64)>,
+}
+
+impl Drop for Tidy<'_> {
+    fn drop(&mut self) {
+        if identity(self.path) == self.mine {
+            _ = fs::remove_file(self.path);
+        }
+    }
+}
+
+/// What tells the socket at `path` from another one there.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
 /// Serves for ever; returns the error where that isn't possible.
 pub(super) async fn serve(server: Server, path: &Path) -> io::Error {
-    let listener = match listen(path) {
-        Ok(listener) => listener,
-        Err(error) => return error,
-    };
     let server = Arc::new(server);
     let room = Arc::new(Semaphore::new(AT_ONCE));
     loop {
+        let listener = match listen(path) {
+            Ok(listener) => listener,
+            Err(error) => return error,
+        };
+        let mine = identity(path);
+        let _tidy = Tidy { path, mine };
+        // Somebody may tidy up /run; nobody would find the way any more.
+        let replaced = async {
+            while identity(path) == mine {
+                tokio::time::sleep(SOCKET_CHECK).await;
+            }
+        };
+        tokio::select! {
+            () = accept(&listener, &server, &room) => {}
+            () = replaced => tracing::warn!(path = %path.display(), "the CNI plugin's socket is gone; it is made anew"),
+        }
+    }
+}
+
+async fn accept(listener: &UnixListener, server: &Arc<Server>, room: &Arc<Semaphore>) {
+    loop {
         let Ok(permit) = room.clone().acquire_owned().await else {
-            return io::Error::other("the server has ended");
+            return;
         };
         match listener.accept().await {
             Ok((stream, _)) => {

@@ -43,6 +43,25 @@ fn what_was_registered_before_a_round_is_done_after_it() {
 }
 
 #[test]
+fn a_lost_plan_frees_nobody_whom_an_earlier_agent_held() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("cni.json");
+    let with_cache = || Cni::with(Some(CacheFile::new(path.clone())), None);
+    let cni = with_cache();
+    cni.unplanned();
+    assert_eq!(cni.standing().borrow().planned, Some(false), "there was none");
+    cni.begin(&mut fixtures::source());
+    let next = with_cache();
+    next.unplanned();
+    assert_eq!(next.standing().borrow().planned, None);
+    let nowhere = BTreeSet::new();
+    assert!(next.was_in_question("payments", &nowhere) && !next.was_in_question("web", &nowhere));
+    next.torn_down().expect("torn down");
+    assert_eq!(next.standing().borrow().planned, Some(false));
+    assert!(!next.was_in_question("payments", &nowhere));
+}
+
+#[test]
 fn a_teardown_frees_everybody() {
     let cni = Cni::off();
     let mut inputs = fixtures::source();
