@@ -110,7 +110,6 @@ impl Monitor {
                 "ip route add 198.18.0.0/16 dev lo; ip route del 198.18.0.0/16 dev lo; \
                  nft add table inet probe; nft delete table inet probe",
             );
-            std::thread::sleep(Duration::from_millis(30));
             let [(_, ip), (_, nft)] = &self.children;
             ip.text().contains("198.18.0.0/16") && nft.text().contains("probe")
         });
@@ -551,4 +550,49 @@ async fn connections_are_counted_by_range() {
         (&counts[2].connections[..], counts[2].busiest),
         ([0].as_slice(), 0)
     );
+}
+
+/// A new proxy is announced at once and again, and not any more once the address has moved on.
+#[tokio::test]
+async fn announcements_stop_when_the_address_moves_on() {
+    if !privileged() {
+        return;
+    }
+    let (node, peer) = node();
+    peer.run(
+        "nft 'table arp heard { chain in { type filter hook input priority 0; \
+         arp operation request arp saddr ip 203.0.113.10 arp daddr ip 203.0.113.10 counter; \
+         arp operation reply arp saddr ip 203.0.113.10 arp daddr ip 203.0.113.10 counter; }; }; \
+         table ip6 heard { chain in { type filter hook input priority 0; \
+         ip6 saddr 2001:db8:1::10 icmpv6 type nd-neighbor-advert counter; }; }'",
+    );
+    let heard = || -> Vec<u32> {
+        let text = peer.run("nft list table arp heard; nft list table ip6 heard");
+        let counts = text.split("packets ").skip(1);
+        counts
+            .map(|rest| {
+                rest.split(' ')
+                    .next()
+                    .and_then(|n| n.parse().ok())
+                    .expect("count")
+            })
+            .collect()
+    };
+    let kernel = node.kernel();
+    let mut desired = desired();
+    kernel.apply(&desired).await.expect("apply");
+    eventually("both families are announced, ARP in both forms", || {
+        heard().iter().all(|n| *n > 0)
+    });
+    eventually("and again", || heard().iter().all(|n| *n > 2));
+    let proxies = std::mem::take(&mut desired.proxies);
+    kernel.apply(&desired).await.expect("moved away");
+    desired.proxies = proxies;
+    kernel.apply(&desired).await.expect("back again");
+    desired.proxies.clear();
+    kernel.apply(&desired).await.expect("away again");
+    let before = heard();
+    // That nothing comes any more can't be waited for; the next would have come within 400 ms.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(heard(), before);
 }

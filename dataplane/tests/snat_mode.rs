@@ -419,6 +419,10 @@ async fn a_take_over_is_announced() {
         return;
     }
     let lab = Lab::new();
+    // All namespaces share the kernel's limit of neighbours: an entry may go while the node starts.
+    lab.router.run("sysctl -qw net.ipv4.conf.egress0.arp_accept=1");
+    lab.router
+        .attempt("sysctl -qw net.ipv6.conf.egress0.accept_untracked_na=1");
     for eip in [EIP4, EIP6] {
         lab.router.run(&format!(
             "ip neigh replace {eip} lladdr 02:00:00:00:00:99 dev egress0 nud stale"
