@@ -352,8 +352,16 @@ async fn what_is_not_granted_goes_nowhere() {
     }
     let lab = Lab::new();
     let nodes = start(&lab).await;
-    // The source node breaks the rules: first its own guards are taken away, then it translates at will.
     let table = "inet spillway";
+    // A pod of the gateway's own cluster can't pretend to reply.
+    let seen = udp(&lab.pod, &lab.outside, SERVERS[1], 5).expect("IPv6 goes on");
+    let twin = socket(&lab.twin, SERVERS[1]);
+    twin.send_to(b"x", seen).expect("sent");
+    eventually("the gateway drops it", || {
+        let chain = lab.first.run(&format!("nft list chain {table} to_eip"));
+        chain.contains("@local6 counter packets 1 ")
+    });
+    // The source node breaks the rules: first its own guards are taken away, then it translates at will.
     lab.source.run(&format!(
         "nft flush chain {table} leaves_7; nft flush chain {table} snat_7"
     ));

@@ -2,11 +2,15 @@
 //!
 //! ```text
 //! NodeInputs ─► peers    tunnel device, forwarding entries, neighbours, overlay routes
-//!            ├► held     what this node carries as a gateway: grants, egress IPs, proxies
+//!            ├► exits    which ways lead to a gateway now (gateways, with what the probes found)
+//!            ├► own      this node's ports of egress IPs, where pods' own nodes translate
+//!            ├► forwarded  stateless gateways of this node: who may leave with which port, whose is a reply
+//!            ├► held     gateways that translate and that this node carries: grants, egress IPs
+//!            ├► carried  both kinds' egress IPs: routes, neighbours, proxies
 //!            ├► sandbox  pods' addresses, as the CNI gave them out
 //!            ├► select   pods into classes; flatten: a class's overlapping policies into disjoint intervals
 //!            ├► index    a number a gateway in use: mark, rule, table
-//!            ├► ruleset  one nftables table out of all these, with its sets
+//!            ├► ruleset  the nftables tables out of all these, with their sets
 //!            └► flows    which connection-tracking entries agree with it
 //! ```
 

@@ -574,7 +574,7 @@ fn others_bits_of_a_connection_mark_are_neither_read_nor_written() {
             assert!(tag || read.starts_with("0xff00ffff ") || into_tunnel, "{rule}");
         }
     }
-    for set in ["eip4", "eip6", "leaves", "sliced", "sourced", "away"] {
+    for set in ["eip4", "eip6", "leaves", "sliced", "into", "away"] {
         for key in table.sets[set].elements.keys() {
             assert!(
                 matches!(key[..], [Atom::Number(n)] if n >> 24 == 0x53),

@@ -9,25 +9,28 @@ pub(super) const NOT_ELSEWHERE: &str = "fib daddr type { local, broadcast, anyca
 
 impl Parts<'_> {
     pub(super) fn classify(&self) -> Vec<String> {
-        // A router confirms its neighbour by a solicitation sent to the address itself.
-        let mut rules = vec![
-            "ip6 daddr @eips6 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return".to_owned(),
-        ];
+        let mut rules = Vec::new();
         for Words { suffix, header, .. } in &WORDS {
-            rules.push(format!(
-                "ct state untracked {header} daddr @forwarded{suffix} return"
-            ));
-        }
-        // What connection tracking hasn't translated back belongs to no connection, and would go round
-        // between the egress IP's route and the tunnel.
-        for Words { suffix, header, .. } in &WORDS {
-            rules.push(format!("{header} daddr @eips{suffix} counter drop"));
+            rules.push(format!("{header} daddr @eips{suffix} goto to_eip"));
         }
         rules.push(format!("iifname \"{}\" return", self.settings.device));
         rules.push("ct direction reply return".into());
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!("{header} saddr vmap @pods{suffix}"));
         }
+        rules
+    }
+
+    /// What is addressed to an egress IP that this node carries and that connection tracking hasn't translated back.
+    pub(super) fn to_eip() -> Vec<String> {
+        let mut rules = Vec::new();
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!(
+                "ct state untracked {header} daddr @forwarded{suffix} return"
+            ));
+        }
+        // It belongs to no connection, and would go round between the egress IP's route and the tunnel.
+        rules.push("counter drop".into());
         rules
     }
 
@@ -57,16 +60,24 @@ impl Parts<'_> {
     }
 
     pub(super) fn egress(&self, id: u16) -> Vec<String> {
+        let mine = format!("{} == {:#010x}", identity(), connection_mark(id));
+        let routed = self.routed.get(&id).map(|mark| {
+            format!(
+                "meta mark set meta mark and {:#010x} or {mark:#010x} ",
+                !self.settings.mark_mask
+            )
+        });
+        let routed = routed.unwrap_or_default();
         let mut rules = vec![
+            // All that was checked when the connection began.
+            format!("{mine} {routed}return"),
             // NAT never touches these, so they would leave with the pod's own address.
             "ct state invalid,untracked counter drop".to_owned(),
         ];
         if self.own.identities.contains_key(&id) {
             rules.push("meta l4proto != { tcp, udp, sctp, icmp, ipv6-icmp } counter drop".into());
             for Words { icmp, .. } in &WORDS {
-                rules.push(format!(
-                    "ct state != related {icmp} type != echo-request counter drop"
-                ));
+                rules.push(format!("{icmp} type != echo-request counter drop"));
             }
         }
         rules.extend([
@@ -75,15 +86,10 @@ impl Parts<'_> {
                 !(TAG_MASK | IDENTITY_MASK),
                 connection_mark(id)
             ),
+            format!("{mine} {routed}return"),
             // A flow that began under another identity, or under none, was translated then and for good.
-            format!("{} != {:#010x} counter drop", identity(), connection_mark(id)),
+            "counter drop".to_owned(),
         ]);
-        if let Some(mark) = self.routed.get(&id) {
-            rules.push(format!(
-                "meta mark set meta mark and {:#010x} or {mark:#010x}",
-                !self.settings.mark_mask
-            ));
-        }
         rules
     }
 }

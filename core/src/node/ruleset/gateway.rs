@@ -8,28 +8,27 @@ use crate::node::flows::TAG;
 
 impl Parts<'_> {
     pub(super) fn raw_in(&self) -> Vec<String> {
-        let device = &self.settings.device;
-        let mut rules = Vec::new();
+        let mut rules = vec![format!("iifname \"{}\" goto raw_tunnel", self.settings.device)];
         // Only from peers and only to this node: a pod's own packet to that port must stay tracked, or
         // nothing would translate it.
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!(
-                "{header} saddr @underlay{suffix} udp dport {port} fib daddr type local notrack",
+                "udp dport {port} {header} saddr @underlay{suffix} fib daddr type local notrack",
                 port = self.port
             ));
         }
-        for w in &WORDS {
-            rules.extend(self.probe(w).map(|probe| format!("{probe} notrack")));
-        }
         for Words { suffix, header, .. } in &WORDS {
-            rules.push(format!(
-                "iifname \"{device}\" {header} saddr @forwarded{suffix} notrack"
-            ));
-            rules.push(format!(
-                "iifname != \"{device}\" {header} daddr @forwarded{suffix} goto raw_reply"
-            ));
+            rules.push(format!("{header} daddr @forwarded{suffix} goto raw_reply"));
         }
         rules
+    }
+
+    /// What came out of the tunnel.
+    pub(super) fn raw_tunnel(&self) -> Vec<String> {
+        let forwarded = |w: &Words| format!("{} saddr @forwarded{} notrack return", w.header, w.suffix);
+        let probe = |w: &Words| Some(format!("{} notrack", self.probe(w)?));
+        let rules = WORDS.iter().map(forwarded);
+        rules.chain(WORDS.iter().filter_map(probe)).collect()
     }
 
     /// Matches a probe or its answer from a peer.
@@ -37,9 +36,7 @@ impl Parts<'_> {
         let own = self.overlay.get(w.family)?;
         let Words { suffix, header, .. } = w;
         Some(format!(
-            "iifname \"{}\" ether saddr . {header} saddr @peers{suffix} {header} daddr {own} udp sport {PROBE_PORT} udp dport \
-             {PROBE_PORT}",
-            self.settings.device
+            "udp sport {PROBE_PORT} udp dport {PROBE_PORT} ether saddr . {header} saddr @peers{suffix} {header} daddr {own}"
         ))
     }
 

@@ -55,6 +55,11 @@ impl Parts<'_> {
     pub(super) fn leave(&self) -> Vec<String> {
         let device = &self.settings.device;
         let mut rules = vec![format!("oifname \"{device}\" goto into_tunnel")];
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!(
+                "iifname \"{device}\" ct state untracked {header} saddr @forwarded{suffix} return"
+            ));
+        }
         // Gateways' own errors about what they forward.
         for Words { errors, .. } in &WORDS {
             rules.push(format!(
@@ -88,34 +93,16 @@ impl Parts<'_> {
     }
 
     pub(super) fn tunnel_exit(&self) -> Vec<String> {
-        let mut rules = Vec::new();
-        for Words { suffix, header, .. } in &WORDS {
-            rules.push(format!(
-                "ct state untracked {header} daddr @forwarded{suffix} goto replies"
-            ));
-        }
-        for Words {
-            family,
-            suffix,
-            header,
-            ..
-        } in &WORDS
-        {
-            if let Some(own) = self.overlay.get(*family) {
-                rules.push(format!(
-                    "ct state untracked {header} saddr {own} {header} daddr @overlay{suffix} udp sport {PROBE_PORT} udp dport \
-                     {PROBE_PORT} meta mark set 0x00000000 return"
-                ));
-            }
-        }
-        rules.push("ct state invalid,untracked counter drop".to_owned());
+        let mut rules = vec![
+            "ct state untracked goto untracked_exit".to_owned(),
+            "ct state invalid counter drop".to_owned(),
+        ];
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!("{header} daddr @eips{suffix} counter drop"));
         }
         let identity = identity();
         let mark = format!("meta mark set ct mark and {IDENTITY_MASK:#010x}");
-        rules.push(format!("ct direction original {identity} vmap @leaves"));
-        rules.push(format!("ct direction original {identity} @sourced {mark} return"));
+        rules.push(format!("ct direction original {identity} vmap @into"));
         for Words {
             family,
             header,
@@ -132,5 +119,37 @@ impl Parts<'_> {
         rules.push(format!("{} meta mark set 0x00000000 return", tagged("!=")));
         rules.push(mark);
         rules
+    }
+
+    /// What enters the tunnel untracked: replies to what this node forwards for, and probes.
+    pub(super) fn untracked_exit(&self) -> Vec<String> {
+        let mut rules = Vec::new();
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!("{header} daddr @forwarded{suffix} goto replies"));
+        }
+        for Words {
+            family,
+            suffix,
+            header,
+            ..
+        } in &WORDS
+        {
+            if let Some(own) = self.overlay.get(*family) {
+                rules.push(format!(
+                    "{header} saddr {own} {header} daddr @overlay{suffix} udp sport {PROBE_PORT} udp dport {PROBE_PORT} \
+                     meta mark set 0x00000000 return"
+                ));
+            }
+        }
+        rules.push("counter drop".into());
+        rules
+    }
+
+    /// What enters the tunnel with an identity that this node translates.
+    pub(super) fn into(id: u16) -> Vec<String> {
+        vec![
+            format!("jump leaves_{id}"),
+            format!("meta mark set {:#010x}", u32::from(id)),
+        ]
     }
 }

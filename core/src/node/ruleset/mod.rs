@@ -110,10 +110,13 @@ impl Parts<'_> {
         base("translate", "nat", "postrouting", 90, self.translate());
         base("leave", "filter", "postrouting", 400, self.leave());
         let mut plain = |name: String, rules| chains.insert(name, Chain { hook: None, rules });
+        plain("raw_tunnel".into(), self.raw_tunnel());
         plain("raw_reply".into(), Self::raw_reply());
+        plain("to_eip".into(), Self::to_eip());
         plain("transit".into(), Self::transit());
         plain("pass".into(), vec!["meta mark set 0x00000000".into()]);
         plain("into_tunnel".into(), self.tunnel_exit());
+        plain("untracked_exit".into(), self.untracked_exit());
         plain("replies".into(), Self::replies());
         plain("own_ports".into(), Self::own_ports());
         plain("blocked".into(), vec!["counter drop".into()]);
@@ -131,6 +134,7 @@ impl Parts<'_> {
                 plain(name, rules);
             }
             plain(format!("leaves_{id}"), Self::leaves(egress, true));
+            plain(format!("into_{id}"), Self::into(id));
         }
         for (id, egress) in &self.held.identities {
             plain(format!("leaves_{id}"), Self::leaves(egress, false));

@@ -125,12 +125,14 @@ impl Parts<'_> {
                 ..Set::map("mark", "verdict", false)
             },
         );
-        let sourced = self.sourced().map(|(id, _)| (mark(id), None));
+        let into = self
+            .sourced()
+            .map(|(id, _)| (mark(id), Some(Atom::Goto(format!("into_{id}")))));
         sets.insert(
-            "sourced".into(),
+            "into".into(),
             Set {
-                elements: sourced.collect(),
-                ..Set::of("mark", false)
+                elements: into.collect(),
+                ..Set::map("mark", "verdict", false)
             },
         );
         for words in &WORDS {
