@@ -8,6 +8,8 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -136,38 +138,41 @@ pub fn ask(socket: &Path, ask: Ask, limit: Duration) -> Result<Answer, Silence> 
     let path = || socket.display().to_string();
     let began = Instant::now();
     let limit = limit.max(Duration::from_millis(1));
-    let broken = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Silence::Away(path()),
-        // What a socket's timeout is told as.
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Silence::Late {
-            path: path(),
-            waited: began.elapsed(),
-        },
-        _ => Silence::Broken { path: path(), source },
+    let late = || Silence::Late {
+        path: path(),
+        waited: began.elapsed(),
     };
-    let exchange = || -> io::Result<Answer> {
-        // A full backlog is refused at once, as EAGAIN.
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_write_timeout(Some(limit))?;
-        let version = VERSION;
-        let mut line = serde_json::to_vec(&Request {
-            version,
-            ask: ask.clone(),
-        })?;
-        line.push(b'\n');
-        stream.write_all(&line)?;
-        let left = limit
-            .saturating_sub(began.elapsed())
-            .max(Duration::from_millis(1));
-        stream.set_read_timeout(Some(left))?;
-        let mut answer = Vec::new();
-        BufReader::new(stream.take(LINE_LIMIT as u64)).read_until(b'\n', &mut answer)?;
-        if answer.is_empty() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(serde_json::from_slice(&answer)?)
-    };
-    exchange().map_err(broken)
+    let (sender, answer) = mpsc::channel();
+    let to = socket.to_owned();
+    // In a thread of its own: to connect takes for ever where nobody accepts and the backlog is full. It ends with the
+    // process.
+    thread::spawn(move || sender.send(exchange(&to, ask, limit)));
+    match answer.recv_timeout(limit) {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) => Err(match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Silence::Away(path()),
+            // What a socket's timeout is told as.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => late(),
+            _ => Silence::Broken { path: path(), source },
+        }),
+        Err(_) => Err(late()),
+    }
+}
+
+fn exchange(socket: &Path, ask: Ask, limit: Duration) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_write_timeout(Some(limit))?;
+    stream.set_read_timeout(Some(limit))?;
+    let version = VERSION;
+    let mut line = serde_json::to_vec(&Request { version, ask })?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = Vec::new();
+    BufReader::new(stream.take(LINE_LIMIT as u64)).read_until(b'\n', &mut answer)?;
+    if answer.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&answer)?)
 }
 
 #[cfg(test)]
