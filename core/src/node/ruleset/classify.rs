@@ -23,7 +23,12 @@ impl Parts<'_> {
 
     /// What is addressed to an egress IP that this node carries and that connection tracking hasn't translated back.
     pub(super) fn to_eip() -> Vec<String> {
-        let mut rules = Vec::new();
+        // A router confirms its neighbour by a solicitation sent to the address itself.
+        let mut rules = vec!["icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return".to_owned()];
+        // No grant leads to this cluster, so nothing of it replies.
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!("{header} saddr @local{suffix} counter drop"));
+        }
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!(
                 "ct state untracked {header} daddr @forwarded{suffix} return"
