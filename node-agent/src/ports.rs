@@ -105,7 +105,8 @@ impl Book {
         let entry = |((address, share), count): ((&IpAddr, &Share), &PortCount)| {
             let gauge = self.0.entry(*address).or_default();
             let size = |range: &PortRange| u64::from(range.last.saturating_sub(range.first)) + 1;
-            gauge.measure(count.busiest, share.ports.iter().map(size).sum(), now);
+            let usable: u64 = share.ports.iter().map(size).sum();
+            gauge.measure(count.busiest, usable, now);
             let connections = count.connections.iter().skip(share.ports.len());
             let empty: BTreeSet<PortRange> = share
                 .draining
@@ -120,6 +121,7 @@ impl Book {
             PortUse {
                 address: address.to_string(),
                 level: gauge.level,
+                measured: u16::try_from(usable).unwrap_or(u16::MAX),
                 vacated,
             }
         };

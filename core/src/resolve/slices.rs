@@ -281,6 +281,7 @@ impl<'a> Allotter<'a, '_> {
         let newest = self.digests.get(member.name.as_str()).map(Digest::to_string);
         Facts {
             level: ports.map(|u| u.level).unwrap_or_default(),
+            measured: ports.map(|u| u.measured).unwrap_or_default(),
             vacated: ports.map(|u| Ports::within(&u.vacated)).unwrap_or_default(),
             settled: newest.is_some() && newest == reported.programmed,
             silent: member.disconnected.is_some() || !(reported.ready || reported.draining),

@@ -63,11 +63,12 @@ impl<'a> Step<'a> {
     /// How full a slice is; what was said of a slice of another size says nothing.
     fn level(&self, node: &NodeRef) -> PortLevel {
         let facts = self.facts(node);
-        let current = facts.runs.is_some_and(|runs| {
-            let recorded = self.input.recorded.get(node).copied().unwrap_or_default();
-            runs.ports == recorded.ports
-        });
-        if current { facts.level } else { PortLevel::Normal }
+        let recorded = self.input.recorded.get(node).copied().unwrap_or_default();
+        if facts.measured == recorded.ports.count() {
+            facts.level
+        } else {
+            PortLevel::Normal
+        }
     }
 
     /// Blocks of a first grant.

@@ -61,6 +61,8 @@ pub type Slices = BTreeMap<NodeRef, Slice>;
 pub struct Facts {
     /// How full its slice is.
     pub level: PortLevel,
+    /// Of how many ports for new connections that was said.
+    pub measured: u16,
     /// Draining ports of which it says that no connection is left there.
     pub vacated: Ports,
     /// What the plan in its kernel gives it. `None` where that plan isn't known.

@@ -106,6 +106,11 @@ impl Ports {
         self.0.iter().map(|w| w.count_ones() as usize).sum()
     }
 
+    /// Number of ports, at most 64,512.
+    pub fn count(&self) -> u16 {
+        u16::try_from(self.blocks() * usize::from(BLOCK)).unwrap_or(u16::MAX)
+    }
+
     /// True where no port is in the set.
     pub fn is_empty(&self) -> bool {
         *self == Self::NONE

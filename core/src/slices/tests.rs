@@ -61,6 +61,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 #[derive(Clone, Default)]
 struct Source {
     level: PortLevel,
+    measured: u16,
     vacated: Ports,
     /// Which record its plan was made of.
     runs: Option<usize>,
@@ -106,6 +107,7 @@ impl World {
                 let runs = s.runs.filter(|v| known_plan(*v));
                 let facts = Facts {
                     level: s.level,
+                    measured: s.measured,
                     vacated: s.vacated,
                     runs: runs.map(|v| self.records[v].get(name).copied().unwrap_or_default()),
                     settled: s.runs == Some(self.newest()),
@@ -226,7 +228,10 @@ impl World {
             Event::Unclaim(n) => {
                 self.claimants.remove(&node(n));
             }
-            Event::Level(n, level) => self.source(n).level = level,
+            Event::Level(n, level) => {
+                self.source(n).level = level;
+                self.measure(&node(n));
+            }
             Event::Step => {
                 self.step()?;
             }
@@ -249,6 +254,16 @@ impl World {
             Event::Forget => self.known_from = newest,
         }
         Ok(())
+    }
+
+    /// What the source says of its slice is said of what it runs.
+    fn measure(&mut self, name: &NodeRef) {
+        let runs = self.sources[name].runs;
+        let slice = runs.and_then(|v| self.records[v].get(name));
+        let measured = slice.map(|s| s.ports.count()).unwrap_or_default();
+        if let Some(source) = self.sources.get_mut(name) {
+            source.measured = measured;
+        }
     }
 
     fn vacate(&mut self, name: &NodeRef, mask: u8) {
@@ -288,6 +303,9 @@ impl World {
                 let said = source.vacated;
                 self.vacate(&name, u8::MAX);
                 moved |= self.sources[&name].vacated != said;
+                let of = self.sources[&name].measured;
+                self.measure(&name);
+                moved |= self.sources[&name].measured != of;
             }
             self.check()?;
             if !wrote && !moved {

@@ -201,6 +201,10 @@ pub struct PortUse {
     pub address: String,
     /// How full the slice is.
     pub level: PortLevel,
+    /// How many ports for new connections it had when that was found, 0 to 64512.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 65535))]
+    pub measured: u16,
     /// Draining ranges in which no connection is left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

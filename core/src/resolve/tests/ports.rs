@@ -93,6 +93,7 @@ fn ports_of_a_policy_that_is_gone_drain_until_they_are_empty() {
         node.port_use = vec![PortUse {
             address: ADDRESS.into(),
             level: PortLevel::Idle,
+            measured: 0,
             vacated: slice(&state_of(&state.gateways), &node.name)
                 .expect("recorded")
                 .draining,
@@ -136,6 +137,7 @@ fn a_node_that_fills_its_slice_gets_as_much_again() {
     state.members[2].nodes[0].port_use = vec![PortUse {
         address: ADDRESS.into(),
         level: PortLevel::High,
+        measured: 16384,
         vacated: vec![],
     }];
     let r = settle(&mut state);
