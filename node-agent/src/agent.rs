@@ -425,7 +425,7 @@ impl<K: Kernel> Agent<K> {
                 let cut = if cut_due {
                     let agreed = agreed.as_ref().filter(|_| !changes.repaired());
                     self.cut(&kept.desired.flows, agreed).await
-                } else if !changes.is_empty() {
+                } else if changes.repaired() || (same && !changes.is_empty()) {
                     // Flows may have begun while something was missing.
                     self.cut(&kept.desired.flows, None).await
                 } else {

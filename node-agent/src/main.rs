@@ -132,7 +132,9 @@ async fn main() -> anyhow::Result<()> {
     let disk = disk::Disk::new(&arguments.state_dir);
     let kernel = LinuxKernel::open().context("open the kernel; NET_ADMIN is needed")?;
     match arguments.command {
-        Some(Command::Show { diff }) => show::show(&kernel, &disk, &arguments.node, settings, diff).await,
+        Some(Command::Show { diff }) => {
+            show::show(std::io::stdout(), &kernel, &disk, &arguments.node, settings, diff).await
+        }
         None => Box::pin(run(arguments, settings, disk, kernel)).await,
     }
 }

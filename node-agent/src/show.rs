@@ -10,8 +10,9 @@ use spillway_dataplane::Kernel;
 
 use crate::disk::Disk;
 
-/// Prints both to standard output.
+/// Writes both to `out`.
 pub(crate) async fn show(
+    mut out: impl Write,
     kernel: &impl Kernel,
     disk: &Disk,
     node: &str,
@@ -38,7 +39,6 @@ pub(crate) async fn show(
     inputs.gateway_indexes = gateway_indexes;
     let changes = kernel.plan(&desired).await.context("compare with the kernel")?;
 
-    let mut out = io::stdout().lock();
     if !difference_only {
         head(&mut out, &inputs)?;
         for (address, class) in &desired.flows.pods {
@@ -48,9 +48,10 @@ pub(crate) async fn show(
             writeln!(out, "gateway  {gateway} number {index}")?;
         }
         let mut rest = desired.clone();
-        let table = rest.ruleset.take();
+        // JSON has no keys of several fields, and nft's own text reads better.
+        let tables = [rest.seal.take(), rest.ruleset.take(), rest.steering.take()];
         writeln!(out, "\n{}\n", serde_json::to_string_pretty(&rest)?)?;
-        if let Some(table) = table {
+        for table in tables.into_iter().flatten() {
             writeln!(out, "{}", table.render())?;
         }
     }
@@ -76,4 +77,33 @@ fn head(out: &mut impl Write, inputs: &NodeInputs) -> io::Result<()> {
         writeln!(out, "problem  {problem}")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_core::node::fixtures;
+    use spillway_dataplane::RecordingKernel;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_table_is_shown_as_text() {
+        let directory = tempfile::tempdir().expect("directory");
+        let disk = Disk::new(directory.path());
+        disk.store(&fixtures::stateless_gateway()).expect("stored");
+        let mut out = Vec::new();
+        let kernel = RecordingKernel::default();
+        show(&mut out, &kernel, &disk, "b-1", Settings::default(), false)
+            .await
+            .expect("shown");
+        let text = String::from_utf8(out).expect("text");
+        for needle in [
+            "table inet spillway {",
+            "table netdev spillway {",
+            "\"tunnel\"",
+            "differences",
+        ] {
+            assert!(text.contains(needle), "no {needle:?} in:\n{text}");
+        }
+    }
 }

@@ -238,7 +238,8 @@ impl Actor {
     }
 
     async fn apply(&mut self, desired: DesiredState) -> Result<Changes> {
-        let mut repairs = false;
+        // What wasn't as it should be, and is now, is a repair whatever else changes with it.
+        let mut repairs = self.applied.as_ref().is_some_and(|held| !held.sound);
         // Not kept while something is written: whoever gives up in between leaves nothing that can be relied on.
         if let Some(held) = self.applied.take()
             && held.sound

@@ -105,13 +105,45 @@ async fn one_state_is_applied_once() {
 }
 
 #[tokio::test]
+async fn what_concerns_no_flow_cuts_none() {
+    let mut bench = Bench::new();
+    bench.kernel.set_facts(with_mtu(1500));
+    bench.agent.round(Some(&seen()), PERIODIC).await;
+    let cuts = bench.kernel.cuts().len();
+    bench.kernel.set_facts(with_mtu(1400));
+    let facts = Force { facts: true, ..EVENT };
+    bench.agent.round(Some(&seen()), facts).await;
+    assert_eq!(bench.kernel.applied().len(), 2, "the tunnel's MTU has changed");
+    assert_eq!(bench.kernel.cuts().len(), cuts);
+}
+
+/// A node whose uplink takes packets of `mtu` bytes.
+fn with_mtu(mtu: u32) -> spillway_dataplane::Facts {
+    let device = spillway_dataplane::Device {
+        name: "eth0".into(),
+        index: 2,
+        mtu,
+        up: true,
+        mac: None,
+        addresses: vec!["10.0.0.1/24".parse().expect("prefix")],
+    };
+    spillway_dataplane::Facts {
+        devices: [("eth0".to_owned(), device)].into(),
+        ..spillway_dataplane::Facts::default()
+    }
+}
+
+#[tokio::test]
 async fn a_dead_gateway_node_is_nothing_to_store() {
     let mut bench = Bench::new();
     bench.agent.round(Some(&seen()), PERIODIC).await;
     let mut inputs = bench.agent.held.clone();
     inputs.liveness.dead = [fixtures::node_ref("b", "b-1")].into();
     assert!(!bench.agent.differs(&inputs));
-    assert!(bench.agent.held.liveness.dead.is_empty(), "comparing changes nothing");
+    assert!(
+        bench.agent.held.liveness.dead.is_empty(),
+        "comparing changes nothing"
+    );
     inputs.pods.pop();
     assert!(bench.agent.differs(&inputs));
 }
