@@ -17,6 +17,11 @@ impl Damper {
         self.since = now;
     }
 
+    /// The last failure was another's.
+    pub(super) fn excuse(&mut self) {
+        self.failures = self.failures.saturating_sub(1);
+    }
+
     /// Called while all is well.
     pub(super) fn forgive(&mut self, now: Moment, timing: &Timing) {
         if self.failures > 0 && now.saturating_sub(self.since) >= timing.forgive {

@@ -19,6 +19,8 @@ mod own;
 mod peer;
 pub mod reason;
 mod role;
+#[cfg(test)]
+mod simulation;
 mod timing;
 mod tracker;
 

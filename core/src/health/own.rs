@@ -114,6 +114,12 @@ impl Own {
         self.heard_this_round = true;
     }
 
+    /// It may be about to find out that it is deaf: the last word of a peer is at most one round older than the last
+    /// word of all.
+    pub(super) fn doubtful(&self, timing: &Timing) -> bool {
+        self.silent + 1 >= timing.losses && !self.condition.unusable() && self.condition != Condition::Alone
+    }
+
     /// A round of probes is being sent.
     pub(super) fn round(&mut self) {
         self.silent = self.silent.saturating_add(1);
@@ -127,7 +133,8 @@ impl Own {
 
     /// Answers true where the condition changed.
     pub(super) fn judge(&mut self, now: Moment, last_round: Moment, seen: &Seen, timing: &Timing) -> bool {
-        let silent = self.silent >= timing.losses && now >= last_round + timing.grace();
+        let waited = now >= last_round + timing.grace();
+        let silent = self.silent > timing.losses || (self.silent == timing.losses && waited);
         let old = self.condition;
         self.condition = if !seen.uplink.carrier {
             Condition::NoCarrier
@@ -170,7 +177,9 @@ impl Own {
         match self.condition {
             Condition::Starting if !seen.judged => Condition::Starting,
             Condition::Fit | Condition::Alone | Condition::Starting => Condition::Fit,
-            _ if now >= self.until && self.hearing >= timing.recovery => Condition::Fit,
+            // Those that it heard nothing of are dead to it until they have answered for as long.
+            broken if broken.unusable() && self.hearing <= timing.recovery => broken,
+            _ if now >= self.until => Condition::Fit,
             _ => Condition::HeldDown,
         }
     }

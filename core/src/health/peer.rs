@@ -51,6 +51,10 @@ pub(super) struct Peer {
     answers: u32,
     first: Moment,
     damper: Damper,
+    /// It has answered before.
+    met: bool,
+    /// Its last death counted as a failure.
+    blamed: bool,
 }
 
 impl Peer {
@@ -63,6 +67,8 @@ impl Peer {
             answers: 0,
             first: Moment::ZERO,
             damper: Damper::default(),
+            met: false,
+            blamed: false,
         }
     }
 
@@ -88,7 +94,9 @@ impl Peer {
             self.answers = self.answers.saturating_add(1);
         }
         match self.state {
-            State::Unknown if answered => {
+            // Whoever was never there may have been told of this node a little later than this node of it.
+            State::Unknown | State::Dead { .. } if answered && !self.met => {
+                self.met = true;
                 self.state = State::Alive;
                 Some(Turn::Met)
             }
@@ -119,8 +127,8 @@ impl Peer {
             State::Dead { .. } => None,
             _ if lost => {
                 // Who said that it would go has not failed, and who was never there neither.
-                let excused = !self.said.ready || self.state == State::Unknown;
-                if !excused {
+                self.blamed = self.said.ready && self.state != State::Unknown;
+                if self.blamed {
                     self.damper.fail(now);
                 }
                 self.answers = 0;
@@ -136,6 +144,17 @@ impl Peer {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// If it died lately, that was this node's fault.
+    pub(super) fn excuse(&mut self, now: Moment, timing: &Timing) {
+        if let State::Dead { since } = self.state
+            && self.blamed
+            && now.saturating_sub(since) <= timing.fresh()
+        {
+            self.blamed = false;
+            self.damper.excuse();
         }
     }
 

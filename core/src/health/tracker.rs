@@ -45,6 +45,8 @@ pub struct Tracker {
     last_round: Moment,
     next_round: Moment,
     changes: Vec<Change>,
+    /// What was known when this node last heard somebody.
+    current: Liveness,
 }
 
 impl Tracker {
@@ -63,6 +65,7 @@ impl Tracker {
             last_round: Moment::ZERO,
             next_round: Moment::ZERO,
             changes: Vec::new(),
+            current: Liveness::default(),
         }
     }
 
@@ -142,6 +145,16 @@ impl Tracker {
     }
 
     fn judge(&mut self, now: Moment) {
+        self.judge_all(now);
+        // Who may be deaf changes nothing until it knows: to it, everybody else would seem dead.
+        let doubtful =
+            self.role.gateway && !self.role.colleagues.is_empty() && self.own.doubtful(&self.timing);
+        if !doubtful {
+            self.current = self.fresh_liveness();
+        }
+    }
+
+    fn judge_all(&mut self, now: Moment) {
         let mut turns = Vec::new();
         for (node, peer) in &mut self.peers {
             if let Some(turn) = peer.judge(now, self.last_round, &self.timing) {
@@ -174,6 +187,11 @@ impl Tracker {
                 worse: !condition.fit(),
                 what: condition.describe().into(),
             });
+        }
+        if matches!(self.own.condition, Condition::Deaf | Condition::Mute) {
+            for peer in self.peers.values_mut() {
+                peer.excuse(now, &self.timing);
+            }
         }
         let yielding = self
             .colleagues(now)
@@ -264,8 +282,12 @@ impl Tracker {
         self.own.condition
     }
 
-    /// For the compiler. [`Liveness::kept`] is left empty.
+    /// For the compiler, as of the last [`Tracker::poll`]. [`Liveness::kept`] is left empty.
     pub fn liveness(&self) -> Liveness {
+        self.current.clone()
+    }
+
+    fn fresh_liveness(&self) -> Liveness {
         let of = |wanted: fn(&Peer) -> bool| -> BTreeSet<NodeRef> {
             self.peers
                 .iter()

@@ -9,7 +9,7 @@ use spillway_core::health::reason::{View, why_taken};
 use spillway_core::health::{Assignment, Handover, Leaving, Moment};
 use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::NodeInputs;
-use spillway_crds::member::{NodeRef, PlannedGatewaySpec};
+use spillway_crds::member::{GatewayNodeState, NodeRef, PlannedGatewaySpec};
 
 use super::Orders;
 
@@ -109,7 +109,15 @@ impl Books {
         let liveness = &inputs.liveness;
         let asks = liveness.retiring.contains(&me) || liveness.dead.contains(&me);
         let digest = inputs.plan.as_ref().map(|p| p.digest.as_str());
+        let places = inputs
+            .plan
+            .iter()
+            .flat_map(|p| &p.gateways)
+            .flat_map(|g| &g.nodes);
+        let mut mine = places.filter(|n| n.node == me).peekable();
+        let drained = mine.peek().is_some() && mine.all(|n| n.state == GatewayNodeState::Draining);
         Orders {
+            drained,
             assignment: Assignment::of(inputs),
             programmed: digest.filter(|_| programmed).map(|d| abbreviated(Some(d))),
             held: self.held.keys().copied().collect(),

@@ -69,6 +69,8 @@ struct Orders {
     held: BTreeSet<IpAddr>,
     /// Whom to ask whether it has which of them.
     asked: BTreeMap<NodeRef, BTreeSet<IpAddr>>,
+    /// The plan has this node drained; those that don't know that plan yet hear it from this node.
+    drained: bool,
     /// This agent is about to end.
     leaving: bool,
     /// Nothing that is held waits for a successor, given that this node asks to be left.
@@ -166,6 +168,13 @@ impl Failover {
         let now = self.started.elapsed();
         let view = self.view.borrow_and_update().clone();
         inputs.liveness = view.liveness;
+        // A node that just came, or was just made a gateway's, takes nothing before it has looked around.
+        let role = Assignment::of(inputs).role;
+        let liveness = &mut inputs.liveness;
+        let judged = [&liveness.alive, &liveness.dead, &liveness.retiring];
+        if role.gateway && !judged.iter().any(|set| set.contains(&role.me)) {
+            liveness.retiring.insert(role.me);
+        }
         let wake = self.books.prepare(now, before, inputs, &view.confirmed);
         self.wake = wake.map(|at| self.started + at);
     }

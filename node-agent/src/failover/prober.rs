@@ -112,14 +112,14 @@ impl Prober {
                 .retain(|node, _| new.assignment.probed.contains_key(node));
         }
         self.tracker.programmed(new.programmed);
-        self.tracker.leave(new.leaving);
+        self.tracker.leave(new.leaving || new.drained);
         // Only what is asked for now, of whom it is asked for now, was confirmed in the present case.
         let asked = &new.asked;
         self.confirmed.retain(|node, addresses| {
             addresses.retain(|a| asked.get(node).is_some_and(|asked| asked.contains(a)));
             !addresses.is_empty()
         });
-        if old.leaving != new.leaving || old.asked != new.asked {
+        if old.leaving != new.leaving || old.drained != new.drained || old.asked != new.asked {
             self.tracker.hurry(self.started.elapsed());
         }
         if new.assignment.idle() {
