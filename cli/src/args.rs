@@ -54,6 +54,9 @@ pub enum Command {
     Leave(Leave),
     /// How the federation, or this member, is doing, what is wrong and how to fix it.
     Status(Status),
+    /// Which node answers for which egress IP, and moving them away from a node.
+    #[command(subcommand)]
+    Failover(FailoverCommand),
     /// Versions of this program, the hub and the members.
     Version(Version),
     /// Print a completion script.
@@ -258,6 +261,45 @@ pub struct Status {
     /// Exit with 13 where something is wrong.
     #[arg(long)]
     pub check: bool,
+}
+
+/// Commands on what gateways' nodes hold.
+#[derive(Debug, Subcommand)]
+pub enum FailoverCommand {
+    /// Which node answers for which egress IP, since when, and why it moved there.
+    Status(FailoverStatus),
+    /// Move all egress IPs and traffic away from a node of this cluster, and wait until they are.
+    Drain(FailoverDrain),
+    /// Let a drained node take its place again.
+    Undrain(FailoverUndrain),
+}
+
+/// `spillway failover status`.
+#[derive(Args, Debug)]
+pub struct FailoverStatus {
+    /// Only this gateway; in the hub's cluster.
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
+    /// Format for programs.
+    #[arg(short, long)]
+    pub output: Option<Format>,
+}
+
+/// `spillway failover drain`.
+#[derive(Args, Debug)]
+pub struct FailoverDrain {
+    /// Kubernetes name of the node.
+    pub node: String,
+    /// How long to wait.
+    #[arg(long, default_value = "1m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// `spillway failover undrain`.
+#[derive(Args, Debug)]
+pub struct FailoverUndrain {
+    /// Kubernetes name of the node.
+    pub node: String,
 }
 
 /// `spillway version`.

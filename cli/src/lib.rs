@@ -4,6 +4,7 @@
 //! args ─► hub (install, uninstall) ─┐
 //!         token (create, list, …)   ├─► values ─► manifest (the charts' objects, embedded)
 //!         join, leave ──────────────┘      └────► cluster (server-side apply, waiting)
+//!         failover (status, drain) ─────────────► table, a label on a node
 //!         status, version ──────────────────────► report ─► tables, JSON or YAML
 //! ```
 //!
@@ -12,6 +13,7 @@
 
 pub mod args;
 pub mod cluster;
+pub mod failover;
 pub mod failure;
 pub mod hub;
 pub mod join;
@@ -32,7 +34,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Arguments, Command, HubCommand, TokenCommand};
+use args::{Arguments, Command, FailoverCommand, HubCommand, TokenCommand};
 use failure::Failure;
 use ui::Ui;
 
@@ -65,6 +67,11 @@ async fn dispatch(arguments: Arguments, ui: &Ui) -> Result<(), Failure> {
         Command::Join(join) => join::run(&target, join, ui).await,
         Command::Leave(leave) => leave::run(&target, &leave, ui).await,
         Command::Status(status) => status::run(&target, &status).await,
+        Command::Failover(FailoverCommand::Status(status)) => failover::status(&target, &status).await,
+        Command::Failover(FailoverCommand::Drain(drain)) => failover::drain(&target, &drain, ui).await,
+        Command::Failover(FailoverCommand::Undrain(undrain)) => {
+            failover::undrain(&target, &undrain, ui).await
+        }
         Command::Version(version) => version::run(&target, &version).await,
         Command::Completion { shell } => reference::completion(shell),
         Command::Reference => reference::print(),
