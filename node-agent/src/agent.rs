@@ -87,6 +87,7 @@ pub(crate) struct Agent<K> {
 
 impl<K: Kernel> Agent<K> {
     /// An agent for `node` that goes on from what the disk has.
+    #[expect(clippy::too_many_arguments, reason = "one for each part that it is made of")]
     pub(crate) fn new(
         kernel: K,
         disk: Disk,

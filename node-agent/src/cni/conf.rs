@@ -67,7 +67,7 @@ fn is_list(name: &str) -> bool {
     name.ends_with(".conflist")
 }
 
-fn unreadable(name: &str, why: impl ToString) -> Problem {
+fn unreadable(name: &str, why: &impl ToString) -> Problem {
     Problem::Unreadable {
         name: name.to_owned(),
         why: why.to_string(),
@@ -75,9 +75,9 @@ fn unreadable(name: &str, why: impl ToString) -> Problem {
 }
 
 fn parse<'a>(name: &str, text: &'a str) -> Result<List<'a>, Problem> {
-    let list: List<'a> = serde_json::from_str(text).map_err(|e| unreadable(name, e))?;
+    let list: List<'a> = serde_json::from_str(text).map_err(|e| unreadable(name, &e))?;
     if list.plugins.is_empty() {
-        return Err(unreadable(name, "it has no plugins"));
+        return Err(unreadable(name, &"it has no plugins"));
     }
     Ok(list)
 }
@@ -112,7 +112,7 @@ fn without(name: &str, text: &str) -> Result<(String, String), Problem> {
     let mut text = text.to_owned();
     let mut replaces = String::new();
     loop {
-        let list: List<'_> = serde_json::from_str(&text).map_err(|e| unreadable(name, e))?;
+        let list: List<'_> = serde_json::from_str(&text).map_err(|e| unreadable(name, &e))?;
         let found = list
             .plugins
             .iter()
@@ -142,7 +142,7 @@ fn without(name: &str, text: &str) -> Result<(String, String), Problem> {
 pub(super) fn chained(name: &str, text: &str, entry: &Entry) -> Result<Option<Change>, Problem> {
     let render = |entry: &Entry| serde_json::to_string(entry).unwrap_or_default();
     if !is_list(name) {
-        let single: Single = serde_json::from_str(text).map_err(|e| unreadable(name, e))?;
+        let single: Single = serde_json::from_str(text).map_err(|e| unreadable(name, &e))?;
         check_version(name, &single.version)?;
         let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
         let network = if single.name.is_empty() {
@@ -196,7 +196,7 @@ pub(super) fn unchained(name: &str, text: &str) -> Result<Option<Change>, Proble
     if bare == text {
         return Ok(None);
     }
-    let list: List<'_> = serde_json::from_str(&bare).map_err(|e| unreadable(name, e))?;
+    let list: List<'_> = serde_json::from_str(&bare).map_err(|e| unreadable(name, &e))?;
     let [only] = list.plugins[..] else {
         let name = name.to_owned();
         return Ok(Some(Change {

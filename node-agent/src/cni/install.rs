@@ -84,11 +84,10 @@ impl Installer {
         }
         let problem = self.install().err();
         if problem != state.problem {
-            match &problem {
-                Some(problem) => {
-                    tracing::error!(problem, "the CNI plugin isn't in place; new pods aren't held")
-                }
-                None => tracing::info!("the CNI plugin is in place again"),
+            if let Some(problem) = &problem {
+                tracing::error!(problem, "the CNI plugin isn't in place; new pods aren't held");
+            } else {
+                tracing::info!("the CNI plugin is in place again");
             }
             state.problem = problem;
         }
@@ -401,20 +400,15 @@ mod tests {
         let watching = tokio::spawn(installer.clone().watch());
         // Until the watch stands.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        for name in [
-            "net.d/10-n.conflist",
-            "net.d/00-first.conflist",
-            "net.d/00-a.conf",
+        let single = r#"{"cniVersion":"1.0.0","name":"n","type":"ptp"}"#;
+        for (name, text, list) in [
+            ("net.d/10-n.conflist", LIST, "net.d/10-n.conflist"),
+            ("net.d/00-first.conflist", LIST, "net.d/00-first.conflist"),
+            ("net.d/00-a.conf", single, "net.d/00-a.conflist"),
         ] {
-            let text = if name.ends_with(".conf") {
-                r#"{"cniVersion":"1.0.0","name":"n","type":"ptp"}"#
-            } else {
-                LIST
-            };
             host.write(name, text);
-            let list = name.replace(".conf", ".conflist").replace("listlist", "list");
             let began = std::time::Instant::now();
-            while !host.read(&list).contains(PLUGIN) {
+            while !host.read(list).contains(PLUGIN) {
                 assert!(
                     began.elapsed() < Duration::from_secs(2),
                     "{name} stays as it was written"

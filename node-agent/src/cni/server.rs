@@ -85,18 +85,17 @@ impl Server {
         let deadline = began + wait;
         let admitted = self.admit(&attachment, deadline);
         tokio::pin!(admitted);
-        let outcome = match timeout_at(began + LONG, &mut admitted).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                let why = self.cni.standing().borrow().failure.clone();
-                let why = why.map_or_else(String::new, |why| format!(": {why}"));
-                let message = format!(
-                    "waiting for node {} to program its egress policies{why}",
-                    self.node
-                );
-                events::warn(&self.lookup.client, &attachment, &self.node, &message);
-                admitted.await
-            }
+        let outcome = if let Ok(outcome) = timeout_at(began + LONG, &mut admitted).await {
+            outcome
+        } else {
+            let why = self.cni.standing().borrow().failure.clone();
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            let message = format!(
+                "waiting for node {} to program its egress policies{why}",
+                self.node
+            );
+            events::warn(&self.lookup.client, &attachment, &self.node, &message);
+            admitted.await
         };
         let Attachment {
             namespace,
