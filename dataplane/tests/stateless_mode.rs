@@ -130,12 +130,13 @@ impl Lab {
         seen.split([' ', ',', '\n', '\t'])
             .filter_map(|word| word.parse::<IpAddr>().ok())
             .filter(|a| ![ip(EIP4), ip(EIP6)].contains(a))
-            .map(|a| format!("{a} "))
-            .collect()
+            .map(|a| a.to_string())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     /// Connections that the gateways track with an egress IP or to the servers.
-    fn tracked(&self, gateway: &Namespace) -> String {
+    fn tracked(gateway: &Namespace) -> String {
         gateway.run(
             "for f in ipv4 ipv6; do conntrack -L -f $f 2>/dev/null; done | \
              grep -E '203\\.0\\.113\\.10|2001:db8:1::10|198\\.51\\.100\\.7|2001:db8:99::7' || true",
@@ -246,11 +247,11 @@ async fn two_clusters_pods_of_one_address_share_an_egress_ip() {
         }
     }
     assert_eq!(lab.strangers(), "");
-    assert_eq!(lab.tracked(&lab.second), "", "a gateway has no state");
+    assert_eq!(Lab::tracked(&lab.second), "", "a gateway has no state");
     assert!(
-        !lab.tracked(&lab.first).contains("sport=10"),
+        !Lab::tracked(&lab.first).contains("sport=10"),
         "the other gateway only that of its own pod: {}",
-        lab.tracked(&lab.first)
+        Lab::tracked(&lab.first)
     );
     drop(nodes);
 }
@@ -341,7 +342,7 @@ async fn connections_outlive_either_gateway_node() {
         assert!(tcp(&lab.pod, &lab.outside, server).is_some());
     }
     assert_eq!(lab.strangers(), "");
-    assert_eq!(lab.tracked(&lab.second), "");
+    assert_eq!(Lab::tracked(&lab.second), "");
 }
 
 /// The tunnel's claims: whatever isn't granted to exactly this peer goes nowhere.

@@ -6,7 +6,9 @@ use spillway_dataplane::Facts;
 /// takes an empty list for a node that hasn't looked yet.
 pub(crate) fn features(facts: &Facts) -> Vec<String> {
     let egress_hook = facts.capabilities.egress_hook.then(|| "egress-hook".to_owned());
-    std::iter::once("nftables".to_owned()).chain(egress_hook).collect()
+    std::iter::once("nftables".to_owned())
+        .chain(egress_hook)
+        .collect()
 }
 
 /// What of the kernel is missing for the plan to be programmed.
