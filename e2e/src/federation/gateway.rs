@@ -10,6 +10,25 @@ use crate::scenario::eventually;
 use crate::wire::netns;
 
 impl Federation {
+    /// Waits until the plan of the node's own cluster calls it that (`Ready`, `NotReady`, `Draining`), as a node of
+    /// `gateway`.
+    pub async fn planned_as(&self, gateway: &str, node: &str, state: &str) -> Result<()> {
+        let cluster = self.member_of(node)?;
+        eventually(PATIENCE, "the plan says so", || async {
+            let text = cluster
+                .kubectl(&["get", "plannedgateway", gateway, "-o", "json"])
+                .await?;
+            let object: serde_json::Value = serde_json::from_str(&text)?;
+            let nodes = object["spec"]["nodes"].as_array().cloned().unwrap_or_default();
+            ensure!(
+                nodes.iter().any(|n| n["node"] == node && n["state"] == state),
+                "{node} isn't {state} in {nodes:?}"
+            );
+            Ok(())
+        })
+        .await
+    }
+
     /// The node that answers for an egress IP, as the router on its segment believes.
     pub fn answers_for(&self, address: &str) -> Result<Option<String>> {
         let output = netns::command(&self.arena.plan().router_netns(), "ip")?

@@ -43,7 +43,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "federation",
             unmatched::what_matches_nothing_says_so_and_harms_nobody
         ),
-        scenario!("federation", unavailable::the_only_gateway_node_is_cordoned),
+        scenario!(
+            "federation",
+            unavailable::the_only_gateway_node_is_cordoned_and_deselected
+        ),
         scenario!("federation", unavailable::the_only_gateway_node_is_switched_off),
         scenario!(
             "federation",

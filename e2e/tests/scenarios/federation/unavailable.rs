@@ -75,20 +75,30 @@ spec:
     }
 }
 
-/// The gateway's only node is cordoned for egress, and taken back.
-pub(crate) async fn the_only_gateway_node_is_cordoned(fed: &Federation) -> Result<()> {
+/// The gateway's only node is cordoned for egress: with no other to go to, everything stays where it is. Without the
+/// label that made it the gateway's there is none, until it has the label again.
+pub(crate) async fn the_only_gateway_node_is_cordoned_and_deselected(fed: &Federation) -> Result<()> {
     let story = fed.story("cordon").await?;
     let pair = Pair::new(&story).await?;
     let watch = pair.blocking.watch(OUTSIDE)?;
     let gateways = fed.member_of(GATEWAY)?;
-    gateways
-        .kubectl(&["label", "node", GATEWAY, "spillway.io/cordon=true"])
-        .await?;
-    let outcome = pair.leave_as_their_policies_say(&story).await;
+    let label = async |label: &str| {
+        gateways
+            .kubectl(&["label", "node", GATEWAY, "--overwrite", label])
+            .await
+            .map(drop)
+    };
+    label("spillway.io/cordon=true").await?;
+    let outcome = async {
+        fed.planned_as("frankfurt", GATEWAY, "Draining").await?;
+        pair.leave_through_the_gateway().await?;
+        label("egress=false").await?;
+        pair.leave_as_their_policies_say(&story).await
+    }
+    .await;
     // Also after a failure: other scenarios use the gateway.
-    gateways
-        .kubectl(&["label", "node", GATEWAY, "spillway.io/cordon-"])
-        .await?;
+    label("spillway.io/cordon-").await?;
+    label("egress=true").await?;
     outcome?;
     pair.leave_through_the_gateway().await?;
     watch.only_ever_from("203.0.113.13")?;
