@@ -63,7 +63,7 @@ pub(super) async fn run(timing: Timing, mut orders: watch::Receiver<Orders>, vie
     let first = orders.borrow_and_update().clone();
     prober.follow(first);
     loop {
-        let next = prober.started + prober.tracker.next(prober.now());
+        let next = prober.started + prober.tracker.next(prober.now()).min(prober.next_look());
         let idle = prober.orders.assignment.idle();
         tokio::select! {
             // What has already arrived counts before time does.
@@ -128,10 +128,15 @@ impl Prober {
         }
     }
 
+    /// When to look at the device again. A node that asks nobody has no other reason to wake, and would never answer
+    /// through a device that was replaced.
+    fn next_look(&self) -> Moment {
+        self.looked.map_or(Moment::ZERO, |at| at + LOOK)
+    }
+
     /// Opens the socket, and again where the device was replaced.
     fn open(&mut self, now: Moment) {
-        let due = self.looked.is_none_or(|at| now >= at + LOOK);
-        if !due && self.socket.is_some() {
+        if now < self.next_look() && self.socket.is_some() {
             return;
         }
         self.looked = Some(now);
@@ -163,9 +168,6 @@ impl Prober {
             self.tracker.uplink(uplink);
         }
         let due = self.tracker.poll(now);
-        if due.is_empty() && self.socket.is_some() {
-            return;
-        }
         self.open(now);
         for node in due {
             self.probe(node);
