@@ -19,7 +19,9 @@ ip -4 rule | grep fwmark | sort
 ip -6 rule | grep fwmark | sort
 ip -4 route show table all proto 87 2>/dev/null | sort
 ip -6 route show table all proto 87 2>/dev/null | sort
-nft -s list table inet spillway 2>/dev/null | sed -E 's/counter packets [0-9]+ bytes [0-9]+/counter/'
+for table in 'inet spillway' 'inet spillway_seal' 'netdev spillway'; do
+  nft -s list table $table 2>/dev/null | sed -E 's/counter packets [0-9]+ bytes [0-9]+/counter/'
+done
 true
 ";
 
@@ -79,13 +81,29 @@ impl Federation {
 /// The text with nft's sets, maps and chains sorted by name: nft lists them in the order in which they
 /// were made, which says nothing.
 fn in_order(text: &str) -> String {
-    let Some((rest, table)) = text.split_once("table inet spillway {\n") else {
-        return text.to_owned();
-    };
-    let body = table.trim_end().strip_suffix('}').unwrap_or(table);
-    let mut blocks: Vec<&str> = body.split("\n\n").map(|b| b.trim_matches('\n')).collect();
-    blocks.sort_unstable();
-    format!("{rest}table inet spillway {{\n{}\n}}\n", blocks.join("\n\n"))
+    let mut out = String::new();
+    let mut table: Option<String> = None;
+    for line in text.lines() {
+        match &mut table {
+            None if line.starts_with("table ") => table = Some(String::new()),
+            Some(body) if line == "}" => {
+                let mut blocks: Vec<&str> = body.split("\n\n").map(|b| b.trim_matches('\n')).collect();
+                blocks.sort_unstable();
+                out += &blocks.join("\n\n");
+                out += "\n";
+                table = None;
+            }
+            Some(body) => {
+                *body += line;
+                *body += "\n";
+                continue;
+            }
+            None => {}
+        }
+        out += line;
+        out += "\n";
+    }
+    out
 }
 
 /// Lines of which only one side has one.
@@ -107,7 +125,10 @@ mod tests {
 
     #[test]
     fn the_order_of_sets_and_chains_is_of_no_account_but_that_of_rules_is() {
-        let table = |blocks: &[&str]| format!("fdb\ntable inet spillway {{\n{}\n}}\n", blocks.join("\n\n"));
+        let table = |blocks: &[&str]| {
+            let blocks = blocks.join("\n\n");
+            format!("fdb\ntable inet spillway {{\n{blocks}\n}}\ntable netdev spillway {{\n}}\n")
+        };
         let (set, chain, other) = (
             "\tset a {\n\t}",
             "\tchain c {\n\t\tone\n\t\ttwo\n\t}",

@@ -63,8 +63,8 @@ pub(crate) async fn equal_pod_addresses_in_two_members_at_once(fed: &Federation)
     story.end().await
 }
 
-/// The check that all others rely on can fail: with the gateway's address translation taken out, no
-/// packet arrives from the egress IP, and none from any other address either.
+/// The check that all others rely on can fail: with both tables of the pod's node gone it leaves with the node's
+/// address; with the gateway's grants taken out nothing arrives from the egress IP, and nothing from elsewhere.
 pub(crate) async fn the_check_fails_when_the_gateway_is_bypassed(fed: &Federation) -> Result<()> {
     let story = fed.story("bypass").await?;
     story
@@ -79,12 +79,14 @@ pub(crate) async fn the_check_fails_when_the_gateway_is_bypassed(fed: &Federatio
     let pod = story.pod("b", "billing", "app=billing").await?;
     pod.leaves_from(OUTSIDE, Egress::Ip("203.0.113.10")).await?;
 
-    // Bypass: the source node's agent is stopped and its table deleted, so nothing steers the pod any more.
+    // Bypass: the source node's agent is stopped and its tables deleted, so nothing steers or stops the pod any more.
     let frozen = fed.freeze_node_agent(pod.node())?;
-    fed.node(pod.node())?
-        .exec(&["nft", "delete", "table", "inet", "spillway"])
-        .await?
-        .success()?;
+    for table in ["spillway", "spillway_seal"] {
+        fed.node(pod.node())?
+            .exec(&["nft", "delete", "table", "inet", table])
+            .await?
+            .success()?;
+    }
     let seen = pod
         .leaves_from_within(Duration::from_secs(3), OUTSIDE, Egress::Ip("203.0.113.10"))
         .await;
@@ -95,11 +97,11 @@ pub(crate) async fn the_check_fails_when_the_gateway_is_bypassed(fed: &Federatio
     frozen.thaw()?;
     pod.leaves_from(OUTSIDE, Egress::Ip("203.0.113.10")).await?;
 
-    // Break the gateway itself: its agent is stopped and its map of egress IPs emptied.
+    // Break the gateway itself: its agent is stopped and its set of granted ports emptied.
     let gateway = "a-n2";
     let frozen = fed.freeze_node_agent(gateway)?;
     fed.node(gateway)?
-        .exec(&["sh", "-c", "nft flush map inet spillway eip4"])
+        .exec(&["sh", "-c", "nft flush set inet spillway out4"])
         .await?
         .success()?;
     let mark = fed.outside_mark()?;
@@ -108,7 +110,7 @@ pub(crate) async fn the_check_fails_when_the_gateway_is_bypassed(fed: &Federatio
         .await;
     ensure!(
         seen.is_err(),
-        "the check found the egress IP although the gateway has none"
+        "the check found the egress IP although the gateway grants nothing"
     );
     let leaked = fed.outside_sources_since(mark, "bypass")?;
     ensure!(

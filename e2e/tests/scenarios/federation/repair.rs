@@ -43,6 +43,7 @@ pub(crate) async fn what_is_deleted_by_hand_is_repaired(fed: &Federation) -> Res
             "nft delete element inet spillway pods4 \"{ $(nft list map inet spillway pods4 | grep -oE '10\\.[0-9.]+' | head -1) }\"",
         ),
         (&source, "the whole table", "nft delete table inet spillway"),
+        (&source, "the seal", "nft delete table inet spillway_seal"),
         (&source, "the tunnel device", "ip link del spillway0"),
         (
             &gateway,
@@ -52,8 +53,13 @@ pub(crate) async fn what_is_deleted_by_hand_is_repaired(fed: &Federation) -> Res
         (&gateway, "the tunnel device", "ip link del spillway0"),
         (
             &gateway,
-            "the map of egress IPs",
-            "nft flush map inet spillway eip4",
+            "the map of replies",
+            "nft flush map inet spillway reply4",
+        ),
+        (
+            &gateway,
+            "the table that steers replies",
+            "nft delete table netdev spillway",
         ),
     ];
     for (node, what, command) in vandalism {
