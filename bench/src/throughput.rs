@@ -112,19 +112,19 @@ fn busy() -> Result<f64> {
 /// UDP datagrams as fast as one core sends them.
 async fn flood(pod: &StoryPod<'_>, to: &str) -> Result<Measured> {
     let before = busy()?;
-    let time = format!("{SECONDS}s");
+    let length = format!("{SECONDS}s");
     let said = pod
         .pod()
-        .run(&["probe", "flood", to, "--size", "64", "--time", &time])
+        .run(&["probe", "flood", to, "--size", "64", "--time", &length])
         .await?
         .success()?;
     let spent = busy()? - before;
     let flood: Flood = serde_json::from_str(&said).with_context(|| format!("the probe said {said:?}"))?;
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    let (sent, arrived) = (flood.sent as f64, flood.arrived as f64);
+    let (out, arrived) = (flood.sent as f64, flood.arrived as f64);
     Ok(Measured {
         rate: arrived / flood.seconds / 1e3,
-        cost: spent / sent * 1e6,
+        cost: spent / out * 1e6,
     })
 }
 

@@ -24,6 +24,7 @@ struct Report {
 
 /// One egress IP.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[expect(clippy::struct_field_names, reason = "fields are what the JSON says")]
 struct Address {
     address: String,
     /// Absent on a member, whose nodes don't say.

@@ -103,13 +103,13 @@ impl Message {
 
     /// Reads a datagram; `None` for anything that isn't one of ours, whole and of this version.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let head: &[u8; HEAD] = bytes.first_chunk()?;
-        let [m0, m1, m2, m3, version, kind, flags, count, ..] = *head;
+        let fixed: &[u8; HEAD] = bytes.first_chunk()?;
+        let [m0, m1, m2, m3, version, kind, flags, count, ..] = *fixed;
         if [m0, m1, m2, m3] != MAGIC || version != VERSION {
             return None;
         }
-        let number = |at: usize| head.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);
-        let held = u32::from_be_bytes(head.get(24..28)?.try_into().ok()?);
+        let number = |at: usize| fixed.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);
+        let held = u32::from_be_bytes(fixed.get(24..28)?.try_into().ok()?);
         let body = match kind {
             REQUEST => {
                 let count = usize::from(count);
@@ -134,7 +134,7 @@ impl Message {
                 ready: flags & READY != 0,
                 yielding: flags & YIELDING != 0,
                 counts: flags & COUNTS != 0,
-                programmed: head.get(16..24)?.try_into().ok()?,
+                programmed: fixed.get(16..24)?.try_into().ok()?,
             },
             body,
         })

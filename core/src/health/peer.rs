@@ -105,7 +105,7 @@ impl Peer {
                 if until > now {
                     self.state = State::HeldDown { until };
                     return Some(Turn::HeldDown {
-                        hold: until - now,
+                        hold: until.saturating_sub(now),
                         failures: self.damper.failures(),
                     });
                 }

@@ -83,6 +83,13 @@ mod tests {
         }
     }
 
+    fn view<'a>(gateway: &'a PlannedGatewaySpec, liveness: &'a Liveness) -> View<'a> {
+        View {
+            gateway: Some(gateway),
+            liveness,
+        }
+    }
+
     #[test]
     fn the_reason_names_what_changed() {
         use GatewayNodeState::{Draining, Ready};
@@ -98,12 +105,6 @@ mod tests {
             retiring: set("1"),
             ..Liveness::default()
         };
-        fn view<'a>(gateway: &'a PlannedGatewaySpec, liveness: &'a Liveness) -> View<'a> {
-            View {
-                gateway: Some(gateway),
-                liveness,
-            }
-        }
         let why = |before, after, me: &str| why_taken(before, after, &node(me), address);
         let calm_view = view(&both, &calm);
         assert_eq!(why(calm_view, view(&both, &dead), "2"), "node b/1 doesn't answer");

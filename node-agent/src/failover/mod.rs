@@ -259,7 +259,7 @@ impl Farewell {
         match left {
             Ok(_) => tracing::info!("no egress IP waits for another node"),
             Err(_) => {
-                tracing::warn!("other nodes don't say that they have this node's egress IPs; ending anyway")
+                tracing::warn!("other nodes don't say that they have this node's egress IPs; ending anyway");
             }
         }
     }

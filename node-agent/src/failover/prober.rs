@@ -147,11 +147,8 @@ impl Prober {
         let opened = Socket::open(device);
         let failure = opened.as_ref().err().map(ToString::to_string);
         if failure != self.failure {
-            match &failure {
-                Some(error) => {
-                    tracing::info!(device, error, "no probes yet: the tunnel can't be listened on")
-                }
-                None => tracing::debug!(device, "probing through the tunnel"),
+            if let Some(error) = &failure {
+                tracing::info!(device, error, "no probes yet: the tunnel can't be listened on");
             }
             self.failure = failure;
         }

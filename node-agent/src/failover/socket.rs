@@ -16,7 +16,7 @@ use tokio::net::UdpSocket;
 /// A socket bound to a device, which may have been replaced since by another of its name.
 #[derive(Debug)]
 pub(super) struct Socket {
-    socket: UdpSocket,
+    udp: UdpSocket,
     ipv6: bool,
     device: String,
     index: u32,
@@ -37,7 +37,7 @@ impl Socket {
             other => (other?, true),
         };
         Ok(Self {
-            socket: UdpSocket::from_std(std::net::UdpSocket::from(fd))?,
+            udp: UdpSocket::from_std(std::net::UdpSocket::from(fd))?,
             ipv6,
             device: device.to_owned(),
             index,
@@ -51,7 +51,7 @@ impl Socket {
 
     /// Waits for a datagram. Longer ones are cut.
     pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, IpAddr, u16)> {
-        let (length, from) = self.socket.recv_from(buffer).await?;
+        let (length, from) = self.udp.recv_from(buffer).await?;
         Ok((length, from.ip().to_canonical(), from.port()))
     }
 
@@ -61,9 +61,7 @@ impl Socket {
             IpAddr::V4(a) if self.ipv6 => IpAddr::V6(a.to_ipv6_mapped()),
             other => other,
         };
-        self.socket
-            .try_send_to(bytes, SocketAddr::new(to, port))
-            .map(drop)
+        self.udp.try_send_to(bytes, SocketAddr::new(to, port)).map(drop)
     }
 }
 
