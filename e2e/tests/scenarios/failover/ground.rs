@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use spillway_e2e::eventually;
-use spillway_e2e::federation::{Egress, Federation, Flows, Load, OUTSIDE, OUTSIDE_V6, Outcome, Story, StoryPod};
+use spillway_e2e::federation::{
+    Egress, Federation, Flows, Load, OUTSIDE, OUTSIDE_V6, Outcome, Story, StoryPod,
+};
 
 /// The outside server, without ports.
 const SERVERS: [&str; 2] = ["198.51.100.10", "2001:db8:51::10"];
@@ -110,7 +112,11 @@ spec:
             .await?;
         let mut pods = Vec::new();
         for node in ["a-n1", "a-n2"] {
-            pods.push(story.pod_on("a", &format!("on-{node}"), "app=billing", node).await?);
+            pods.push(
+                story
+                    .pod_on("a", &format!("on-{node}"), "app=billing", node)
+                    .await?,
+            );
         }
         let ground = Self {
             federation,
@@ -129,16 +135,34 @@ spec:
     /// Waits until new connections of every pod leave with the gateway's egress IPs, over both families.
     pub(super) async fn leaves_through(&self, gate: Gate) -> Result<()> {
         for pod in &self.pods {
-            pod.leaves_from_within(NOTICED, OUTSIDE, Egress::Ip(gate.v4)).await?;
+            pod.leaves_from_within(NOTICED, OUTSIDE, Egress::Ip(gate.v4))
+                .await?;
             pod.leaves_from_within(NOTICED, OUTSIDE_V6, Egress::Ip(gate.v6))
                 .await?;
         }
         Ok(())
     }
 
-    /// The node that answers for the IPv4 egress IP.
+    /// The node that holds the IPv4 egress IP by its own account, once the router sends replies there as well: a fault
+    /// of any other node would prove little.
     pub(super) async fn holder(&self) -> Result<String> {
-        self.federation.one_holder_of(self.gate.v4, self.gate.nodes).await
+        self.held_by_one_of(self.gate.nodes).await
+    }
+
+    async fn held_by_one_of(&self, nodes: &[&str]) -> Result<String> {
+        let what = format!("the router knows who of {nodes:?} holds {}", self.gate.v4);
+        eventually(NOTICED, &what, || async {
+            let holder = self.federation.one_holder_of(self.gate.v4, nodes).await?;
+            // A router that has nothing to send forgets.
+            let _lost_while_it_moves = self.pods[0].source(OUTSIDE).await;
+            let believed = self.federation.answers_for(self.gate.v4)?;
+            ensure!(
+                believed.as_deref() == Some(holder.as_str()),
+                "{holder} does, and the router believes in {believed:?}"
+            );
+            Ok(holder)
+        })
+        .await
     }
 
     /// Flows of all pods, up.
@@ -152,7 +176,11 @@ spec:
     /// * nothing reached the outside from another address than the egress IPs,
     /// * new connections work at once, and
     /// * no gateway node keeps connection state of them.
-    pub(super) async fn across(&self, what: &str, fault: impl AsyncFnOnce() -> Result<()>) -> Result<Vec<Outcome>> {
+    pub(super) async fn across(
+        &self,
+        what: &str,
+        fault: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<Vec<Outcome>> {
         self.try_across(fault)
             .await
             .with_context(|| format!("across this fault: {what}"))
@@ -199,24 +227,28 @@ spec:
         nodes.filter(|other| *other != node).collect()
     }
 
-    /// Waits until one of the others answers for both egress IPs.
+    /// Waits until one of the others holds both egress IPs, and the router knows of the IPv4 one.
     pub(super) async fn taken_over_from(&self, node: &str) -> Result<()> {
         let others = self.others(node);
-        for address in [self.gate.v4, self.gate.v6] {
-            self.federation.one_holder_of(address, &others).await?;
-        }
-        Ok(())
+        self.federation.one_holder_of(self.gate.v6, &others).await?;
+        self.held_by_one_of(&others).await.map(drop)
     }
 
     /// Waits until no node but one of these says in the gateway's status that it holds the IPv4 egress IP.
     pub(super) async fn status_says_one_of(&self, nodes: &[&str]) -> Result<()> {
-        let what = format!("the gateway's status names one of {nodes:?} as holder of {}", self.gate.v4);
+        let what = format!(
+            "the gateway's status names one of {nodes:?} as holder of {}",
+            self.gate.v4
+        );
         eventually(NOTICED, &what, || async {
             let object = self
                 .federation
                 .hub_object(&["egressgateway", self.gate.name])
                 .await?;
-            let holders = object["status"]["holders"].as_array().cloned().unwrap_or_default();
+            let holders = object["status"]["holders"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
             let holder = holders
                 .iter()
                 .find(|holder| holder["address"] == self.gate.v4)
