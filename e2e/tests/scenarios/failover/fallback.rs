@@ -18,7 +18,10 @@ pub(crate) async fn the_next_gateway_takes_over_and_hands_back(fed: &Federation)
         fed.node(node)?.cable(true)?;
     }
     fallen?;
-    ground.leaves_through(PAIR).await.context("back through the first")?;
+    ground
+        .leaves_through(PAIR)
+        .await
+        .context("back through the first")?;
     fed.nothing_came_but_from(&[PAIR.v4, PAIR.v6, SPARE.v4, SPARE.v6])?;
     ground.end().await
 }

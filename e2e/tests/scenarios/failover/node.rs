@@ -65,7 +65,9 @@ pub(crate) async fn cables_pulled_and_half_open(fed: &Federation) -> Result<()> 
     for fault in [None, Some(Direction::Receive), Some(Direction::Send)] {
         let holder = ground.holder().await?;
         let node = fed.node(&holder)?;
-        let what = fault.map_or("a pulled cable".to_owned(), |direction| format!("{direction:?} dropped"));
+        let what = fault.map_or("a pulled cable".to_owned(), |direction| {
+            format!("{direction:?} dropped")
+        });
         let broken = ground
             .across(&what, async || {
                 match fault {
@@ -119,7 +121,10 @@ pub(crate) async fn a_flapping_cable_is_damped(fed: &Federation) -> Result<()> {
     node.cable(true)?;
     outcome?;
     let held: BTreeSet<_> = moves.iter().flatten().collect();
-    eprintln!("      the others' holdings changed {} times in {FLAPS} flaps", moves.len() - 1);
+    eprintln!(
+        "      the others' holdings changed {} times in {FLAPS} flaps",
+        moves.len() - 1
+    );
     ensure!(!held.is_empty(), "nobody ever took over");
     ensure!(moves.len() - 1 <= MOVES, "it moved with the cable: {moves:?}");
     ground.end().await.context("after flapping")

@@ -18,7 +18,10 @@ pub(crate) async fn a_gigabyte_both_ways_on_a_path_that_shrinks(fed: &Federation
     let arena = fed.arena();
     arena.watch_sources()?;
     let before = arena.too_big_sent()?;
-    for (host, bytes) in [("198.51.100.10", 1_000_000_000), ("[2001:db8:51::10]", 1_000_000_000)] {
+    for (host, bytes) in [
+        ("198.51.100.10", 1_000_000_000),
+        ("[2001:db8:51::10]", 1_000_000_000),
+    ] {
         for (verb, port) in [("send", 7002), ("recv", 7003)] {
             let target = format!("{host}:{port}");
             let moved = shrinking(fed, &ground, verb, &target, bytes).await;
@@ -36,7 +39,13 @@ pub(crate) async fn a_gigabyte_both_ways_on_a_path_that_shrinks(fed: &Federation
 }
 
 /// One transfer, during which the path gets narrower.
-async fn shrinking(fed: &Federation, ground: &Ground<'_>, verb: &str, target: &str, bytes: u64) -> Result<()> {
+async fn shrinking(
+    fed: &Federation,
+    ground: &Ground<'_>,
+    verb: &str,
+    target: &str,
+    bytes: u64,
+) -> Result<()> {
     let count = bytes.to_string();
     let command = ["probe", verb, target, "--bytes", &count];
     let transfer = ground.pods[0].pod().run(&command);
@@ -47,7 +56,10 @@ async fn shrinking(fed: &Federation, ground: &Ground<'_>, verb: &str, target: &s
     let (said, shrunk) = tokio::join!(transfer, shrink);
     shrunk?;
     let result: Throughput = serde_json::from_str(&said?.success()?)?;
-    eprintln!("      {verb} {target}: {} bytes in {:.1} s", result.bytes, result.seconds);
+    eprintln!(
+        "      {verb} {target}: {} bytes in {:.1} s",
+        result.bytes, result.seconds
+    );
     ensure!(result.bytes >= bytes, "{} bytes arrived", result.bytes);
     ensure!(
         result.seconds > SHRINKS_AFTER.as_secs_f64(),
