@@ -202,7 +202,12 @@ impl FakeMember {
     /// Reports that the held plan is in every kernel.
     pub(crate) fn programmed(&self) {
         let digest = self.store.held().digest();
-        self.store.report.send_modify(|r| r.programmed = digest);
+        self.store.report.send_modify(|r| {
+            r.programmed = digest;
+            for node in &mut r.nodes {
+                node.programmed = digest.map(|d| d.to_string());
+            }
+        });
     }
 
     pub(crate) async fn leave(&self) -> Result<()> {
