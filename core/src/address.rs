@@ -32,6 +32,12 @@ impl Addresses {
         })
     }
 
+    /// Both, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let v6 = self.v6.map(IpAddr::V6);
+        self.v4.map(IpAddr::V4).into_iter().chain(v6)
+    }
+
     /// True where neither family is present.
     pub const fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use spillway_crds::condition::{self, ConditionType};
-use spillway_crds::hub::Member;
+use spillway_crds::hub::{Member, PortSlice};
 use spillway_crds::member::NodeRef;
 use tokio::time::Instant;
 
@@ -30,10 +30,7 @@ impl Absent {
             .flat_map(|s| &s.slices)
             .flat_map(|a| &a.slices)
             .filter(|s| snapshot.members.get(&s.member).is_some_and(|m| lacks(m, &s.node)))
-            .map(|s| NodeRef {
-                member: s.member.clone(),
-                node: s.node.clone(),
-            })
+            .map(PortSlice::owner)
             .collect();
         self.0.retain(|node, _| missing.contains(node));
         for node in missing {

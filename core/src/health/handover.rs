@@ -42,12 +42,8 @@ impl Handover {
     ) -> Kept {
         let mut kept = Kept::default();
         self.since.retain(|address, _| held.contains_key(address));
-        let Some(plan) = &inputs.plan else {
+        let Some(me) = inputs.me() else {
             return kept;
-        };
-        let me = NodeRef {
-            member: plan.member.member.clone(),
-            node: inputs.node.clone(),
         };
         // What it keeps, it must be able to forward.
         if inputs.liveness.dead.contains(&me) {

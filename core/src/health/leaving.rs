@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use spillway_crds::member::{NodeRef, PlannedGatewaySpec};
+use spillway_crds::member::PlannedGatewaySpec;
 
 use super::Moment;
+use crate::node::gateways::includes;
 use crate::node::inputs::NodeInputs;
 
 /// How long it does.
@@ -54,11 +55,7 @@ impl Leaving {
 }
 
 fn belongs(inputs: &NodeInputs, gateway: &PlannedGatewaySpec) -> bool {
-    let me = inputs.plan.as_ref().map(|plan| NodeRef {
-        member: plan.member.member.clone(),
-        node: inputs.node.clone(),
-    });
-    gateway.nodes.iter().any(|n| Some(&n.node) == me.as_ref())
+    inputs.me().is_some_and(|me| includes(gateway, &me))
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub fn why_taken(before: View<'_>, after: View<'_>, me: &NodeRef, address: IpAdd
             Some(_) => "this node is the first in rank for it".into(),
         };
     };
-    let name = format!("node {}/{}", previous.member, previous.node);
+    let name = format!("node {previous}");
     if after.liveness.dead.contains(&previous) {
         return format!("{name} doesn't answer");
     }
@@ -63,10 +63,7 @@ mod tests {
     use super::*;
 
     fn node(name: &str) -> NodeRef {
-        NodeRef {
-            member: "b".into(),
-            node: name.into(),
-        }
+        NodeRef::new("b", name)
     }
 
     fn gateway(nodes: &[(&str, GatewayNodeState)]) -> PlannedGatewaySpec {

@@ -41,12 +41,8 @@ pub struct Assignment {
 impl Assignment {
     /// That of `inputs`. Without a plan, nothing.
     pub fn of(inputs: &NodeInputs) -> Self {
-        let Some(plan) = &inputs.plan else {
+        let (Some(plan), Some(me)) = (&inputs.plan, inputs.me()) else {
             return Self::default();
-        };
-        let me = NodeRef {
-            member: plan.member.member.clone(),
-            node: inputs.node.clone(),
         };
         let own = inputs.nodes.get(&inputs.node).cloned().unwrap_or_default();
         let overlay = Addresses::of(&own.overlay);

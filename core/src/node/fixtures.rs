@@ -92,10 +92,7 @@ fn peer(name: &str, id: u8) -> PlannedPeerSpec {
 
 /// Names node `node` of `member`.
 pub fn node_ref(member: &str, node: &str) -> NodeRef {
-    NodeRef {
-        member: member.into(),
-        node: node.into(),
-    }
+    NodeRef::new(member, node)
 }
 
 /// A gateway with one identity, granted to members 1 and 2 if `granted`.

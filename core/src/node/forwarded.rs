@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use spillway_crds::member::{PlannedGatewaySpec, PlannedIdentity};
 
-use super::gateways::{carriers, holder};
+use super::gateways::{carriers, holder, is_source_node};
 use super::held::Taken;
 use super::inputs::{Addresses, NodeInputs, NodePlan};
-use super::own::{is_source_node, shares};
+use super::own::shares;
 use super::peers::{Mac, Peers};
 use crate::slices::Ports;
 

@@ -26,43 +26,41 @@ pub struct Liveness {
     pub kept: BTreeSet<IpAddr>,
 }
 
-/// How good a node is as a gateway's, best first.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Rank {
-    Alive,
-    Planned,
-    Retiring,
-}
-
 impl Liveness {
-    fn rank(&self, node: &NodeRef, state: GatewayNodeState) -> Option<Rank> {
+    /// Whether the node asks to be left, or is to be; `None` where it can't be used at all.
+    fn retires(&self, node: &NodeRef, state: GatewayNodeState) -> Option<bool> {
         if self.dead.contains(node) {
             return None;
         }
-        let retiring = self.retiring.contains(node) || state == GatewayNodeState::Draining;
-        if retiring {
-            let known = self.alive.contains(node) || self.retiring.contains(node);
-            return (known || state != GatewayNodeState::NotReady).then_some(Rank::Retiring);
+        if self.retiring.contains(node) || state == GatewayNodeState::Draining {
+            return Some(true);
         }
-        if self.alive.contains(node) {
-            return Some(Rank::Alive);
-        }
-        (state == GatewayNodeState::Ready).then_some(Rank::Planned)
+        (self.alive.contains(node) || state == GatewayNodeState::Ready).then_some(false)
     }
+}
+
+/// Whether `node` is one of the gateway's, in whatever state.
+pub fn includes(gateway: &PlannedGatewaySpec, node: &NodeRef) -> bool {
+    gateway.nodes.iter().any(|n| n.node == *node)
+}
+
+/// Whether a gateway's packets are translated on their own node.
+pub fn is_source_node(gateway: &PlannedGatewaySpec) -> bool {
+    gateway.translation == Translation::SourceNode
 }
 
 /// Nodes that carry `gateway` now, in the plan's order: all that are equally good, none worse than another that is
 /// there. Empty where it is unavailable.
 pub fn carriers<'a>(gateway: &'a PlannedGatewaySpec, liveness: &Liveness) -> Vec<&'a NodeRef> {
-    let ranked: Vec<(Rank, &NodeRef)> = gateway
+    let usable: Vec<(bool, &NodeRef)> = gateway
         .nodes
         .iter()
-        .filter_map(|n| Some((liveness.rank(&n.node, n.state)?, &n.node)))
+        .filter_map(|n| Some((liveness.retires(&n.node, n.state)?, &n.node)))
         .collect();
-    let retiring_only = ranked.iter().all(|(rank, _)| *rank == Rank::Retiring);
-    ranked
+    let all_retire = usable.iter().all(|(retires, _)| *retires);
+    usable
         .into_iter()
-        .filter(|(rank, _)| retiring_only || *rank != Rank::Retiring)
+        .filter(|(retires, _)| all_retire || !*retires)
         .map(|(_, node)| node)
         .collect()
 }
@@ -82,7 +80,7 @@ pub fn holder<'a>(
 
 /// Rendezvous weight of `node` for `address` (Thaler and Ravishankar, 1998); the node's name breaks ties.
 fn weight(address: IpAddr, node: &NodeRef) -> ([u8; 32], NodeRef) {
-    let digest = Sha256::digest(format!("{address}/{}/{}", node.member, node.node));
+    let digest = Sha256::digest(format!("{address}/{node}"));
     (digest.into(), node.clone())
 }
 
@@ -93,10 +91,7 @@ mod tests {
     use super::*;
 
     fn node(name: &str) -> NodeRef {
-        NodeRef {
-            member: "b".into(),
-            node: name.into(),
-        }
+        NodeRef::new("b", name)
     }
 
     fn gateway(nodes: &[(&str, GatewayNodeState)]) -> PlannedGatewaySpec {

@@ -9,9 +9,9 @@ use spillway_crds::member::{PlannedGatewaySpec, PlannedIdentity};
 
 use super::compile::{NEVER, overlay_range};
 use super::exits::{Exit, exit};
+use super::gateways::is_source_node;
 use super::inputs::{Addresses, NodeInputs, NodePlan};
 use super::interval::Family;
-use super::own::is_source_node;
 use super::peers::Peers;
 
 /// What this node holds.
@@ -109,10 +109,7 @@ impl<'a> Taken<'a> {
             }
         }
         for (node, remote) in peers.underlays() {
-            hosts.insert(
-                remote,
-                format!("the address of node {}/{}", node.member, node.node),
-            );
+            hosts.insert(remote, format!("the address of node {node}"));
         }
         for (node, spec) in &inputs.nodes {
             for address in Addresses::of(&spec.underlay).iter() {

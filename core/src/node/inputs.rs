@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use spillway_crds::address::AddressPair;
 use spillway_crds::member::{
-    ClusterNetworkSpec, EgressNodeSpec, PlannedGatewaySpec, PlannedMemberSpec, PlannedPeerSpec,
+    ClusterNetworkSpec, EgressNodeSpec, NodeRef, PlannedGatewaySpec, PlannedMemberSpec, PlannedPeerSpec,
     PlannedPolicySpec,
 };
 
@@ -46,6 +46,14 @@ pub struct NodeInputs {
     /// here is forwarded, and no egress IP of theirs is answered for.
     #[serde(default)]
     pub leaving: Vec<PlannedGatewaySpec>,
+}
+
+impl NodeInputs {
+    /// This node; nameless before there is a plan to say of which member it is.
+    pub fn me(&self) -> Option<NodeRef> {
+        let plan = self.plan.as_ref()?;
+        Some(NodeRef::new(&plan.member.member, &self.node))
+    }
 }
 
 /// The plan's objects, which add up to its digest.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use spillway_crds::hub::{AddressSlices, Translation};
-use spillway_crds::member::{NodeRef, PlannedGatewaySpec};
+use spillway_crds::hub::AddressSlices;
+use spillway_crds::member::NodeRef;
 
+use super::gateways::is_source_node;
 use super::inputs::{Addresses, NodePlan};
 use super::peers::Peers;
 use crate::slices::Ports;
@@ -32,11 +33,7 @@ pub(super) fn shares(slices: &AddressSlices) -> BTreeMap<NodeRef, Share> {
         let living = usable.or(&draining);
         let all = living.or(&pending);
         taken = taken.or(&all);
-        let node = NodeRef {
-            member: slice.member.clone(),
-            node: slice.node.clone(),
-        };
-        let share = out.entry(node).or_default();
+        let share = out.entry(slice.owner()).or_default();
         share.usable = share.usable.or(&usable);
         share.living = share.living.or(&living);
         share.all = share.all.or(&all);
@@ -93,9 +90,4 @@ impl Own {
     pub(super) fn share(&self, address: IpAddr) -> Share {
         self.shares.get(&address).copied().unwrap_or_default()
     }
-}
-
-/// Whether a gateway's packets are translated on their own node.
-pub(super) fn is_source_node(gateway: &PlannedGatewaySpec) -> bool {
-    gateway.translation == Translation::SourceNode
 }

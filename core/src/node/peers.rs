@@ -50,10 +50,7 @@ impl Peers {
     /// Nodes of this cluster and of the plan's peers, as far as this node can send to them: one device's
     /// underlay is of one family, IPv4 where the node has it.
     pub(super) fn new(inputs: &NodeInputs, plan: &NodePlan) -> Self {
-        let me = NodeRef {
-            member: plan.member.member.clone(),
-            node: inputs.node.clone(),
-        };
+        let me = NodeRef::new(&plan.member.member, &inputs.node);
         let Some(own) = inputs.nodes.get(&inputs.node).and_then(|spec| {
             let overlay = Addresses::of(&spec.overlay);
             Some(Own {
@@ -84,10 +81,7 @@ impl Peers {
         let found = siblings
             .chain(foreign)
             .filter_map(|(member, node, overlay, underlay)| {
-                let name = NodeRef {
-                    member: member.into(),
-                    node: node.into(),
-                };
+                let name = NodeRef::new(member, node);
                 Some((name, peer(overlay, underlay, family)?))
             })
             .filter(|(name, peer)| *name != me && peer.remote != own.local);

@@ -7,10 +7,10 @@ use ipnet::IpNet;
 use spillway_crds::member::{NodeRef, PlannedGatewaySpec, PlannedPolicySpec};
 
 use super::exits::{Exit, exit};
-use super::gateways::carriers;
+use super::gateways::{carriers, is_source_node};
 use super::held::Taken;
 use super::inputs::{Addresses, NodeInputs, NodePlan};
-use super::own::{Own, doubled, is_source_node};
+use super::own::{Own, doubled};
 use super::peers::Peers;
 
 /// Problems with `inputs`, one sentence each; empty where all of the plan can be realised.
@@ -32,8 +32,7 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
     let peers = Peers::new(inputs, plan);
     for (node, address, owner) in &peers.doubles {
         out.push(format!(
-            "node {}/{} is left out: its overlay address {address} is that of node {}/{} already",
-            node.member, node.node, owner.member, owner.node
+            "node {node} is left out: its overlay address {address} is that of node {owner} already"
         ));
     }
     let taken = Taken::new(inputs, plan, &peers);
@@ -115,8 +114,8 @@ fn gateway_problems(
     let reachable = |n: &&NodeRef| peers.is_self(n) || peers.get(n).is_some();
     if !carries && !ready.is_empty() && !ready.iter().any(reachable) {
         out.push(format!(
-            "gateway {name}: its node {}/{} has no address that this node can send to",
-            ready[0].member, ready[0].node
+            "gateway {name}: its node {} has no address that this node can send to",
+            ready[0]
         ));
     }
 }

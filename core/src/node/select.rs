@@ -12,9 +12,10 @@ use super::exits::{Exit, exit};
 use super::flatten::{Claim, flatten};
 use super::flows::Verdict;
 use super::forwarded::Forwarded;
+use super::gateways::is_source_node;
 use super::inputs::{Addresses, NodeInputs, NodePlan, Pod};
 use super::interval::{Family, Interval};
-use super::own::{Own, is_source_node};
+use super::own::Own;
 use super::peers::Peers;
 use super::sandbox::settled;
 

@@ -46,10 +46,7 @@ mod tests {
     use crate::node::fixtures;
 
     fn names(inputs: &NodeInputs) -> Vec<String> {
-        watched(inputs)
-            .into_keys()
-            .map(|n| format!("{}/{}", n.member, n.node))
-            .collect()
+        watched(inputs).into_keys().map(|n| n.to_string()).collect()
     }
 
     #[test]

@@ -177,10 +177,7 @@ impl<'a> Gateway<'a> {
         let uses = |user: &Self, pool: &Pool| {
             user.input.identities.iter().any(|record| {
                 let pair = Addresses::parse(&record.egress_ip).unwrap_or_default();
-                let v4 = pair.v4.map(IpAddr::V4);
-                v4.into_iter()
-                    .chain(pair.v6.map(IpAddr::V6))
-                    .any(|a| user.pool.contains(a) && pool.contains(a))
+                pair.iter().any(|a| user.pool.contains(a) && pool.contains(a))
             })
         };
         let overlap = !std::ptr::eq(self, other) && self.pool.overlap(&other.pool).is_some();
@@ -248,14 +245,12 @@ pub(super) fn usable_nodes<'a>(
         let Ok(underlay) = Addresses::parse(&node.underlay) else {
             continue;
         };
-        let ends = [underlay.v4.map(IpAddr::V4), underlay.v6.map(IpAddr::V6)];
-        if ends.into_iter().flatten().any(|a| !is_reachable(a)) {
+        if underlay.iter().any(|a| !is_reachable(a)) {
             continue;
         }
-        let own = [overlay.v4.map(IpAddr::V4), overlay.v6.map(IpAddr::V6)];
-        let fresh = own.iter().flatten().all(|a| !seen.contains(a));
+        let fresh = overlay.iter().all(|a| !seen.contains(&a));
         if block.holds(&overlay) && !underlay.is_empty() && fresh && !out.contains_key(node.name.as_str()) {
-            seen.extend(own.into_iter().flatten());
+            seen.extend(overlay.iter());
             out.insert(node.name.as_str(), node);
         }
     }
@@ -288,10 +283,7 @@ fn order(gateway: &str, hosts: &BTreeMap<&str, Vec<&MemberNode>>) -> Vec<Gateway
                 GatewayNodeState::NotReady
             };
             let weight = Digest::of(format!("{gateway}/{member}/{}", node.name).as_bytes());
-            let node = NodeRef {
-                member: member.into(),
-                node: node.name.clone(),
-            };
+            let node = NodeRef::new(member, &node.name);
             (state, std::cmp::Reverse((weight, node.clone())), node)
         })
         .collect();
@@ -310,8 +302,5 @@ fn unfit(hosts: &BTreeMap<&str, Vec<&MemberNode>>) -> Option<NodeRef> {
         .flat_map(|(member, nodes)| nodes.iter().map(move |n| (*member, n)));
     let (member, node) =
         nodes.find(|(_, n)| !n.features.is_empty() && !n.features.iter().any(|f| f == EGRESS_HOOK))?;
-    Some(NodeRef {
-        member: member.into(),
-        node: node.name.clone(),
-    })
+    Some(NodeRef::new(member, &node.name))
 }

@@ -25,8 +25,7 @@ pub(super) fn of_gateway(gateway: &Gateway<'_>, allotted: Option<&Allotted>) -> 
                 kind,
                 "KernelTooOld",
                 format!(
-                    "node {}/{} has no netdev egress hook (Linux 5.16), so the gateway translates on its own nodes, as with spec.translation: GatewayNode; upgrade that node's kernel, take it out of spec.nodes, or set spec.translation: GatewayNode",
-                    node.member, node.node
+                    "node {node} has no netdev egress hook (Linux 5.16), so the gateway translates on its own nodes, as with spec.translation: GatewayNode; upgrade that node's kernel, take it out of spec.nodes, or set spec.translation: GatewayNode",
                 ),
             ),
         };
@@ -64,8 +63,7 @@ pub(super) fn of_gateway(gateway: &Gateway<'_>, allotted: Option<&Allotted>) -> 
 fn list(nodes: &[(IpAddr, &NodeRef)]) -> String {
     let mut by_address: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
     for (address, node) in nodes.iter().take(MAX_NAMES) {
-        let name = format!("{}/{}", node.member, node.node);
-        by_address.entry(*address).or_default().push(name);
+        by_address.entry(*address).or_default().push(node.to_string());
     }
     let said: Vec<_> = by_address
         .into_iter()
@@ -99,15 +97,11 @@ impl<'a> Lacking<'a> {
                 continue;
             }
             let shortage = view.allotted.get(&egress.gateway).map(|a| &a.shortage);
-            let v4 = egress.addresses.v4.map(IpAddr::V4);
-            for address in v4.into_iter().chain(egress.addresses.v6.map(IpAddr::V6)) {
+            for address in egress.addresses.iter() {
                 let without = shortage.and_then(|s| s.get(&address)).map(|s| &s.without);
                 for member in &policy.selected {
                     for node in view.nodes.get(member).into_iter().flat_map(BTreeMap::keys) {
-                        let node = NodeRef {
-                            member: (*member).into(),
-                            node: (*node).into(),
-                        };
+                        let node = NodeRef::new(*member, *node);
                         let slice = view.slices.of(&egress.gateway, address, &node);
                         if slice.is_some_and(|s| !s.ports.is_empty()) {
                             continue;

@@ -75,12 +75,8 @@ fn parse(recorded: &[AddressSlices]) -> ByAddress {
         };
         let slices = out.entry(address).or_default();
         for slice in &entry.slices {
-            let node = NodeRef {
-                member: slice.member.clone(),
-                node: slice.node.clone(),
-            };
             let add = |set: &mut Ports, ranges: &[PortRange]| *set = set.or(&Ports::touched(ranges));
-            let read = slices.entry(node).or_default();
+            let read = slices.entry(slice.owner()).or_default();
             add(&mut read.ports, &slice.ports);
             add(&mut read.pending, &slice.pending);
             add(&mut read.draining, &slice.draining);
@@ -159,8 +155,7 @@ impl<'a> Allotter<'a, '_> {
         for policy in self.policies.iter().filter(|p| p.planned()) {
             for egress in &policy.through {
                 let by_address = claims.entry(&egress.gateway).or_default();
-                let v4 = egress.addresses.v4.map(IpAddr::V4);
-                for address in v4.into_iter().chain(egress.addresses.v6.map(IpAddr::V6)) {
+                for address in egress.addresses.iter() {
                     by_address.entry(address).or_default().extend(&policy.selected);
                 }
             }
@@ -242,10 +237,7 @@ impl<'a> Allotter<'a, '_> {
                 .into_iter()
                 .flat_map(BTreeMap::keys)
             {
-                out.insert(NodeRef {
-                    member: (*member).into(),
-                    node: (*node).into(),
-                });
+                out.insert(NodeRef::new(*member, *node));
             }
         }
         out

@@ -80,13 +80,7 @@ impl View<'_, '_> {
             .map(|g| {
                 let holders = holders(g, self.members);
                 // Nodes that don't say yet what they hold do as the plan says.
-                let first = || {
-                    g.order
-                        .first()
-                        .filter(|_| g.serves())
-                        .map(|n| &n.node)
-                        .map(|n| format!("{}/{}", n.member, n.node))
-                };
+                let first = || g.order.first().filter(|_| g.serves()).map(|n| n.node.to_string());
                 let allotted = self.allotted.get(&g.input.name);
                 let outcome = GatewayOutcome {
                     holder: summary(&holders).or_else(first),

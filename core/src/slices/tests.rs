@@ -10,10 +10,7 @@ const NODES: u8 = 9;
 const GATEWAYS: usize = 2;
 
 fn node(n: u8) -> NodeRef {
-    NodeRef {
-        member: "m".into(),
-        node: format!("n{n}"),
-    }
+    NodeRef::new("m", format!("n{n}"))
 }
 
 /// What can happen.
@@ -339,12 +336,7 @@ proptest! {
 }
 
 fn first_grants(n: u16) -> Outcome {
-    let claimants = (0..n)
-        .map(|i| NodeRef {
-            member: "m".into(),
-            node: format!("n{i:04}"),
-        })
-        .collect();
+    let claimants = (0..n).map(|i| NodeRef::new("m", format!("n{i:04}"))).collect();
     allot(&Input {
         claimants,
         ..Input::default()

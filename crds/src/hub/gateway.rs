@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::AddressPair;
 use crate::condition::Condition;
+use crate::member::NodeRef;
 use crate::selector::LabelSelector;
 
 /// Nodes of one member, or of several on the same segment, through which pods of the federation
@@ -158,6 +159,13 @@ pub struct PortSlice {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub draining: Vec<PortRange>,
+}
+
+impl PortSlice {
+    /// Whose it is.
+    pub fn owner(&self) -> NodeRef {
+        NodeRef::new(&self.member, &self.node)
+    }
 }
 
 /// A range of ports, both ends included.

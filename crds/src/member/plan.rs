@@ -3,6 +3,8 @@
 //! API servers have no transactions over several objects. The head carries the digest over all
 //! resources, so a node applies the objects it sees only when they add up to that digest.
 
+use std::fmt;
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -238,6 +240,23 @@ pub struct NodeRef {
     /// Kubernetes node name.
     #[schemars(length(max = 253))]
     pub node: String,
+}
+
+impl NodeRef {
+    /// Names node `node` of `member`.
+    pub fn new(member: impl Into<String>, node: impl Into<String>) -> Self {
+        Self {
+            member: member.into(),
+            node: node.into(),
+        }
+    }
+}
+
+impl fmt::Display for NodeRef {
+    /// `member/node`, as everywhere in messages.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.member, self.node)
+    }
 }
 
 /// One identity: what it stands for and who may use it.

@@ -133,12 +133,5 @@ impl Books {
 }
 
 fn me(inputs: &NodeInputs) -> NodeRef {
-    NodeRef {
-        member: inputs
-            .plan
-            .as_ref()
-            .map(|p| p.member.member.clone())
-            .unwrap_or_default(),
-        node: inputs.node.clone(),
-    }
+    inputs.me().unwrap_or_else(|| NodeRef::new("", &inputs.node))
 }

@@ -267,7 +267,7 @@ impl Prober {
     fn publish(&mut self, view: &watch::Sender<View>) {
         let me = &self.orders.assignment.role.me;
         for change in self.tracker.take_changes() {
-            let about = format!("{}/{}", change.node.member, change.node.node);
+            let about = change.node.to_string();
             let what = change.what;
             if change.node == *me {
                 tracing::info!(node = me.node, what, "this node's fitness changed");

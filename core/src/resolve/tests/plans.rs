@@ -176,7 +176,7 @@ fn readiness_orders_a_gateways_nodes_and_connectedness_does_not_matter() {
     assert_eq!(after.gateways["frankfurt"].ready_nodes, 1);
     assert_eq!(
         after.gateways["frankfurt"].holder,
-        Some(format!("{}/{}", order[1].node.member, order[1].node.node))
+        Some(order[1].node.to_string())
     );
     let other = state.members.iter_mut().find(|m| m.name == order[1].node.member);
     let other = &mut other.expect("known").nodes[0];

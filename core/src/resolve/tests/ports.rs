@@ -119,10 +119,7 @@ fn a_node_that_is_missing_keeps_its_ports_until_it_is_gone_for_good() {
     state.members[2].nodes.pop();
     run_in(&mut state);
     assert_eq!(slice(&state, "shop-n2"), had);
-    state.gone.insert(NodeRef {
-        member: "shop".into(),
-        node: "shop-n2".into(),
-    });
+    state.gone.insert(NodeRef::new("shop", "shop-n2"));
     run_in(&mut state);
     assert_eq!(slice(&state, "shop-n2"), None);
     state.members.retain(|m| m.name != "shop");
