@@ -20,5 +20,6 @@ pub mod health;
 pub mod node;
 pub mod overlay;
 pub mod plan;
+pub mod ranges;
 pub mod resolve;
 pub mod slices;

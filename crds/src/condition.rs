@@ -19,6 +19,8 @@ pub enum ConditionType {
     PortsAvailable,
     /// The member agent holds a certificate that the hub issued.
     Enrolled,
+    /// Every range of the cluster is known, as far as can be seen.
+    RangesComplete,
 }
 
 impl ConditionType {
@@ -30,6 +32,7 @@ impl ConditionType {
             Self::Connected => "Connected",
             Self::PortsAvailable => "PortsAvailable",
             Self::Enrolled => "Enrolled",
+            Self::RangesComplete => "RangesComplete",
         }
     }
 }

@@ -8,7 +8,9 @@ use serde::Serialize;
 use spillway_core::address::Addresses;
 use spillway_crds::address::AddressPair;
 use spillway_crds::condition::{Condition, ConditionType, Verdict};
-use spillway_crds::hub::{HeldAddress, Member, MemberNode, MemberStatus, PlanProgress, PortUse, Refusal};
+use spillway_crds::hub::{
+    HeldAddress, Member, MemberNode, MemberRanges, MemberStatus, PlanProgress, PortUse, Refusal,
+};
 use spillway_link::MemberReport;
 
 use crate::conditions;
@@ -28,6 +30,11 @@ const MAX_ADDRESSES: usize = 1024;
 const MAX_RANGES: usize = 64;
 const MAX_REASON: usize = 160;
 const MAX_SINCE: usize = 40;
+/// Sources of ranges, ranges of each, their length, and characters of what is wrong with them.
+const MAX_SOURCES: usize = 64;
+const MAX_CIDRS: usize = 64;
+const MAX_CIDR: usize = 49;
+const MAX_PROBLEM: usize = 4096;
 /// Bounds of Kubernetes for labels: `prefix/name` and value.
 const MAX_LABEL_KEY: usize = 253 + 1 + 63;
 const MAX_LABEL_VALUE: usize = 63;
@@ -49,6 +56,7 @@ pub(crate) struct LinkStatus {
     pub(crate) why: String,
     pub(crate) agent_version: Option<String>,
     pub(crate) nodes: Vec<MemberNode>,
+    pub(crate) ranges: Option<MemberRanges>,
     pub(crate) plan: PlanProgress,
 }
 
@@ -64,6 +72,8 @@ pub(crate) struct Fields {
     node_count: Option<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     nodes: Vec<MemberNode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranges: Option<MemberRanges>,
     plan: PlanProgress,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     conditions: Vec<Condition>,
@@ -84,6 +94,7 @@ impl LinkStatus {
             why: connected.map(|c| c.message.clone()).unwrap_or_default(),
             agent_version: status.agent_version,
             nodes: status.nodes,
+            ranges: status.ranges,
             plan: status.plan,
         }
     }
@@ -91,6 +102,7 @@ impl LinkStatus {
     /// Takes a report in.
     pub(crate) fn report(&mut self, report: MemberReport) {
         self.nodes = nodes(report.nodes);
+        self.ranges = report.ranges.map(ranges);
         self.plan.programmed = report.programmed.map(|d| d.to_string());
         self.agent_version = version(&report.agent_version);
     }
@@ -117,13 +129,18 @@ impl LinkStatus {
         } else {
             Verdict::no(ConditionType::Connected, "Disconnected", self.why.clone())
         };
+        let verdicts: Vec<_> = [verdict]
+            .into_iter()
+            .chain(self.ranges.as_ref().map(complete))
+            .collect();
         Fields {
             agent_version: self.agent_version.clone(),
             connected_to: self.replica.clone(),
             node_count: u32::try_from(self.nodes.len()).ok(),
             nodes: self.nodes.clone(),
+            ranges: self.ranges.clone(),
             plan: self.plan.clone(),
-            conditions: conditions::own(current, member.metadata.generation, &[verdict], now),
+            conditions: conditions::own(current, member.metadata.generation, &verdicts, now),
         }
     }
 }
@@ -132,13 +149,15 @@ impl Fields {
     /// The fields as they stand in `member`.
     pub(crate) fn standing(member: &Member) -> Self {
         let status = member.status.clone().unwrap_or_default();
-        let connected = Verdict::no(ConditionType::Connected, "", "");
+        let ours =
+            [ConditionType::Connected, ConditionType::RangesComplete].map(|kind| Verdict::no(kind, "", ""));
         Self {
             agent_version: status.agent_version,
             connected_to: status.connected_to,
             node_count: status.node_count,
-            conditions: conditions::mine(&status.conditions, &[connected]),
+            conditions: conditions::mine(&status.conditions, &ours),
             nodes: status.nodes,
+            ranges: status.ranges,
             plan: status.plan,
         }
     }
@@ -180,6 +199,32 @@ fn nodes(reported: Vec<MemberNode>) -> Vec<MemberNode> {
     let mut nodes: Vec<_> = by_name.into_values().take(MAX_NODES).map(fit).collect();
     shorten(&mut nodes);
     nodes
+}
+
+/// Within the schema's bounds.
+fn ranges(reported: MemberRanges) -> MemberRanges {
+    let sources = reported.sources.into_iter().take(MAX_SOURCES);
+    MemberRanges {
+        sources: sources
+            .map(|mut source| {
+                source.source = cut(&source.source, MAX_NAME);
+                source.cidrs.retain(|c| c.len() <= MAX_CIDR);
+                source.cidrs.truncate(MAX_CIDRS);
+                source
+            })
+            .collect(),
+        problem: cut(&reported.problem, MAX_PROBLEM),
+    }
+}
+
+/// Whether the member knows its ranges.
+fn complete(ranges: &MemberRanges) -> Verdict {
+    let kind = ConditionType::RangesComplete;
+    if ranges.problem.is_empty() {
+        Verdict::yes(kind, "Complete", "")
+    } else {
+        Verdict::no(kind, "RangesIncomplete", ranges.problem.clone())
+    }
 }
 
 fn held(reported: Vec<HeldAddress>) -> Vec<HeldAddress> {
@@ -250,7 +295,7 @@ fn canonical(pair: &AddressPair) -> AddressPair {
 
 #[cfg(test)]
 mod tests {
-    use spillway_crds::hub::{MemberSpec, PortRange};
+    use spillway_crds::hub::{MemberRangeSource, MemberSpec, PortRange};
 
     use super::*;
 
@@ -294,7 +339,25 @@ mod tests {
             nodes: vec![node("b"), node("a"), node("b"), node(&"x".repeat(300)), node("")],
             agent_version: "v".repeat(100),
             programmed: None,
+            ranges: Some(MemberRanges {
+                sources: vec![
+                    MemberRangeSource {
+                        source: "s".repeat(500),
+                        cidrs: vec!["c".repeat(50); 1]
+                            .into_iter()
+                            .chain(vec!["10.0.0.0/8".into(); 100])
+                            .collect(),
+                        total: None,
+                    };
+                    100
+                ],
+                problem: "p".repeat(9000),
+            }),
         });
+        let ranges = status.ranges.clone().expect("told");
+        assert_eq!((ranges.sources.len(), ranges.problem.len()), (64, 4096));
+        assert_eq!(ranges.sources[0].source.len(), 253);
+        assert_eq!(ranges.sources[0].cidrs, vec!["10.0.0.0/8"; 64]);
         let names: Vec<_> = status.nodes.iter().map(|n| n.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
         assert_eq!(status.nodes[0].message.len(), 1024);
@@ -350,6 +413,10 @@ mod tests {
         };
         status.report(MemberReport {
             nodes: vec![node("a")],
+            ranges: Some(MemberRanges {
+                problem: "a pod".into(),
+                ..MemberRanges::default()
+            }),
             ..MemberReport::default()
         });
         let mut member = Member::new("m", MemberSpec::default());
@@ -359,6 +426,7 @@ mod tests {
         member.status = Some(serde_json::from_value(patch).expect("fields of a status"));
         assert_eq!(status.wanted(&member, later), Fields::standing(&member));
         assert_eq!(LinkStatus::recorded(member.status.as_ref()).nodes, status.nodes);
+        assert_eq!(LinkStatus::recorded(member.status.as_ref()).ranges, status.ranges);
         status.connected = false;
         assert_ne!(status.wanted(&member, later), Fields::standing(&member));
     }

@@ -22,7 +22,7 @@ mod reports;
 mod tls;
 
 use spillway_core::plan::Digest;
-use spillway_crds::hub::MemberNode;
+use spillway_crds::hub::{MemberNode, MemberRanges};
 
 /// Version of the protocol that this build speaks.
 pub const PROTOCOL: u32 = 1;
@@ -40,6 +40,8 @@ pub struct MemberReport {
     pub programmed: Option<Digest>,
     /// Version of the member agent.
     pub agent_version: String,
+    /// The member's ranges; `None` before they were looked for, and from agents that don't tell.
+    pub ranges: Option<MemberRanges>,
 }
 
 /// True for a name that a member may have: a DNS label (RFC 1123) of at most 63 characters.

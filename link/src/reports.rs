@@ -39,6 +39,11 @@ pub(crate) fn split(report: &MemberReport) -> Vec<ReportPart> {
     }
     if let Some(first) = parts.first_mut() {
         first.first = true;
+        first.ranges = report
+            .ranges
+            .as_ref()
+            .and_then(|r| serde_json::to_vec(r).ok())
+            .unwrap_or_default();
     }
     if let Some(last) = parts.last_mut() {
         last.last = true;
@@ -65,10 +70,18 @@ impl Assembly {
                 [] => None,
                 bytes => Some(digest(bytes).ok_or_else(|| BadReport("a digest has 32 bytes".into()))?),
             };
+            if part.ranges.len() > LIMIT {
+                return Err(BadReport(format!("its ranges are over {LIMIT} bytes")));
+            }
+            let ranges = match part.ranges.as_slice() {
+                [] => None,
+                json => Some(serde_json::from_slice(json).map_err(|e| BadReport(e.to_string()))?),
+            };
             let report = MemberReport {
                 nodes: Vec::new(),
                 programmed,
                 agent_version: part.agent_version.chars().take(64).collect(),
+                ranges,
             };
             self.open = Some((report, 0));
         }
@@ -97,6 +110,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use spillway_core::plan::Digest;
+    use spillway_crds::hub::MemberRanges;
 
     use super::*;
 
@@ -111,6 +125,10 @@ mod tests {
                 .collect(),
             programmed: Some(Digest::of(b"p")),
             agent_version: "1".into(),
+            ranges: Some(MemberRanges {
+                problem: "p".into(),
+                ..MemberRanges::default()
+            }),
         }
     }
 

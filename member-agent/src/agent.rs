@@ -61,7 +61,8 @@ pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
     );
     tasks.spawn("watch the join token", keeper.run());
     let (services, keeper) = mirror("ServiceCIDR", Api::all(client.clone()), all());
-    tasks.spawn("watch ServiceCIDR", keeper.run());
+    // Kubernetes before 1.33 doesn't serve it.
+    tasks.spawn("watch ServiceCIDR", keeper.patient().run());
     let (api_server, keeper) = mirror(
         "EndpointSlice",
         Api::namespaced(client.clone(), "default"),
@@ -70,6 +71,7 @@ pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
     tasks.spawn("watch EndpointSlice", keeper.run());
     let (networks, keeper) = mirror("ClusterNetwork", Api::all(client.clone()), all());
     tasks.spawn("watch ClusterNetwork", keeper.run());
+    let foreign = network::start(&client, &mut tasks);
     let plan = PlanMirrors::start(&client, &mut tasks);
 
     let loaded = Arc::new(AtomicBool::new(false));
@@ -110,6 +112,7 @@ pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
             }),
         ),
     ];
+    let ranges = Published::new(network::ClusterRanges::default());
     tasks.spawn("health port", health::serve(listener, checks));
     tasks.spawn(
         "cluster ranges",
@@ -119,13 +122,19 @@ pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
                 nodes: nodes.clone(),
                 services,
                 api_server,
+                foreign,
+                egress: egress.clone(),
                 existing: networks,
             },
             settings.extra.clone(),
+            ranges.clone(),
         ),
     );
     let (reports, report) = watch::channel(MemberReport::default());
-    tasks.spawn("report", report::run(nodes.clone(), egress.clone(), reports));
+    tasks.spawn(
+        "report",
+        report::run(nodes.clone(), egress.clone(), ranges, reports),
+    );
 
     tasks.spawn("agent", async move {
         // Nothing of the rest makes sense before it is known what an earlier run left.

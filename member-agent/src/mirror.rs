@@ -25,9 +25,35 @@ const WATCH_SECONDS: u32 = 20;
 /// Objects by name.
 pub(crate) type Objects<K> = BTreeMap<String, Arc<K>>;
 
+/// Longest wait before the next attempt.
+const WAIT: Duration = Duration::from_secs(5);
+/// The same where what is missing may stay so for good: rights, or the kind in this API server.
+const PATIENT_WAIT: Duration = Duration::from_secs(60);
+
 struct Kept<K> {
     objects: Objects<K>,
     state: State,
+    trouble: Option<Trouble>,
+}
+
+/// Why the copy is missing, or grows old.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Trouble {
+    /// The agent may not read the kind.
+    pub(crate) forbidden: bool,
+    /// One line.
+    pub(crate) text: String,
+}
+
+/// Whether the API server serves a kind that may come and go.
+#[derive(Clone)]
+pub(crate) enum Served<K> {
+    /// It isn't known yet, and perhaps why.
+    Unknown(Option<Trouble>),
+    /// Not now.
+    No,
+    /// By this API.
+    Yes(Api<DeserializeGuard<K>>),
 }
 
 /// How much the copy can be trusted.
@@ -60,6 +86,16 @@ impl<K> Mirror<K> {
     /// How much the copy can be trusted.
     pub(crate) fn state(&self) -> State {
         self.copy.read().unwrap_or_else(PoisonError::into_inner).state
+    }
+
+    /// Why nothing was read, or why what was read may be old: rights that were taken away. That the API server is
+    /// away is no trouble for a copy that exists.
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        self.copy
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .trouble
+            .clone()
     }
 
     /// True once everything was read.
@@ -101,6 +137,7 @@ pub(crate) struct Keeper<K: Resource> {
     version: watch::Sender<u64>,
     fresh: Objects<K>,
     failing: bool,
+    patient: bool,
 }
 
 /// Makes a mirror of what `select` chooses among the objects that `api` gives, and the keeper that must run for it.
@@ -112,6 +149,7 @@ pub(crate) fn mirror<K: Resource>(
     let copy = Arc::new(RwLock::new(Kept {
         objects: Objects::new(),
         state: State::Unread,
+        trouble: None,
     }));
     let (version, changes) = watch::channel(0);
     let mirror = Mirror {
@@ -126,6 +164,7 @@ pub(crate) fn mirror<K: Resource>(
         version,
         fresh: Objects::new(),
         failing: false,
+        patient: false,
     };
     (mirror, keeper)
 }
@@ -133,12 +172,66 @@ pub(crate) fn mirror<K: Resource>(
 impl<K> Keeper<K>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    K::DynamicType: Default + Clone + Eq + std::hash::Hash,
+    K::DynamicType: Clone + Eq + std::hash::Hash,
 {
+    /// Asks ever less often, in the end once a minute, for what this agent may never be able to read.
+    pub(crate) fn patient(self) -> Self {
+        Self {
+            patient: true,
+            ..self
+        }
+    }
+
     /// Follows the watch for ever.
     pub(crate) async fn run(mut self) {
+        self.follow().await;
+    }
+
+    /// Follows the watch while the kind is served, and holds nothing while it isn't.
+    pub(crate) async fn run_while(mut self, mut served: watch::Receiver<Served<K>>) {
+        loop {
+            let now = served.borrow_and_update().clone();
+            match now {
+                Served::Yes(api) => {
+                    self.api = api;
+                    tokio::select! {
+                        () = self.follow() => {}
+                        event = served.changed() => if event.is_err() { return },
+                    }
+                    continue;
+                }
+                Served::No => {
+                    if !matches!(self.now(), (State::Absent, _)) {
+                        self.failing = false;
+                        self.change(|copy| {
+                            copy.objects.clear();
+                            copy.state = State::Absent;
+                            copy.trouble = None;
+                        });
+                    }
+                }
+                Served::Unknown(trouble) => self.troubled(trouble),
+            }
+            if served.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn now(&self) -> (State, Option<Trouble>) {
+        let copy = self.copy.read().unwrap_or_else(PoisonError::into_inner);
+        (copy.state, copy.trouble.clone())
+    }
+
+    fn troubled(&self, trouble: Option<Trouble>) {
+        if self.now().1 != trouble {
+            self.change(|copy| copy.trouble = trouble);
+        }
+    }
+
+    async fn follow(&mut self) {
         let mut events = pin!(watcher(self.api.clone(), self.config.clone()));
-        let mut backoff = Backoff::up_to(Duration::from_secs(5));
+        let mut backoff = Backoff::up_to(if self.patient { PATIENT_WAIT } else { WAIT });
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
@@ -147,6 +240,7 @@ where
                         backoff.reset();
                         if std::mem::take(&mut self.failing) {
                             tracing::info!(kind = self.what, "watch works again");
+                            self.troubled(None);
                         }
                     }
                     self.take(event);
@@ -213,10 +307,17 @@ where
 
     fn failed(&mut self, error: &watcher::Error) {
         let absent = matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(s)) if s.code == 404);
-        if absent && self.copy.read().unwrap_or_else(PoisonError::into_inner).state == State::Unread {
-            self.change(|copy| copy.state = State::Absent);
-        }
+        let forbidden = code(error) == Some(403);
         let error = brief(error);
+        let (state, _) = self.now();
+        if absent && state == State::Unread {
+            self.change(|copy| copy.state = State::Absent);
+        } else if forbidden || (state == State::Unread && !absent) {
+            self.troubled(Some(Trouble {
+                forbidden,
+                text: error.clone(),
+            }));
+        }
         if std::mem::replace(&mut self.failing, true) {
             tracing::debug!(kind = self.what, error, "watch still fails");
         } else if absent {
@@ -233,6 +334,18 @@ where
     fn change(&self, f: impl FnOnce(&mut Kept<K>)) {
         f(&mut self.copy.write().unwrap_or_else(PoisonError::into_inner));
         self.version.send_modify(|v| *v += 1);
+    }
+}
+
+/// HTTP status of an answer that says no.
+fn code(error: &watcher::Error) -> Option<u16> {
+    use watcher::Error;
+    match error {
+        Error::InitialListFailed(kube::Error::Api(status))
+        | Error::WatchStartFailed(kube::Error::Api(status))
+        | Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        Error::WatchError(status) => Some(status.code),
+        _ => None,
     }
 }
 

@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 use spillway_core::plan::Digest;
 use spillway_crds::ConditionType;
 use spillway_crds::address::AddressPair;
-use spillway_crds::hub::MemberNode;
+use spillway_crds::hub::{MemberNode, MemberRangeSource, MemberRanges};
 use spillway_crds::member::EgressNode;
 use tokio::sync::watch;
 
 use crate::control::Wake;
 use crate::mirror::{Mirror, Objects};
+use crate::network::ClusterRanges;
+use crate::published::Published;
 use crate::uplink::MemberReport;
 
 /// A node with this label (and any value but `false`) carries no gateway.
@@ -88,8 +91,39 @@ pub(crate) fn progress(
         .collect()
 }
 
+/// Most ranges of one source that the hub is told.
+const MAX_RANGES: usize = 64;
+
+/// The ranges as the hub shows them; `None` before they were looked for.
+fn told(found: &ClusterRanges) -> Option<MemberRanges> {
+    (*found != ClusterRanges::default()).then(|| MemberRanges {
+        sources: found
+            .spec
+            .sources
+            .iter()
+            .map(|source| {
+                let nets: Vec<IpNet> = source.cidrs.iter().filter_map(|c| c.parse().ok()).collect();
+                let mut merged = IpNet::aggregate(&nets);
+                merged.sort_unstable();
+                MemberRangeSource {
+                    source: source.source.clone(),
+                    total: u32::try_from(merged.len())
+                        .ok()
+                        .filter(|_| merged.len() > MAX_RANGES),
+                    cidrs: merged.iter().take(MAX_RANGES).map(ToString::to_string).collect(),
+                }
+            })
+            .collect(),
+        problem: found.problem.clone(),
+    })
+}
+
 /// The report.
-pub(crate) fn build(nodes: &Objects<Node>, egress: &Objects<EgressNode>) -> MemberReport {
+pub(crate) fn build(
+    nodes: &Objects<Node>,
+    egress: &Objects<EgressNode>,
+    ranges: &ClusterRanges,
+) -> MemberReport {
     let progress = progress(nodes, egress);
     let first = progress.values().next().copied().flatten();
     let agreed = progress.values().all(|d| *d == first);
@@ -100,6 +134,7 @@ pub(crate) fn build(nodes: &Objects<Node>, egress: &Objects<EgressNode>) -> Memb
             .collect(),
         programmed: first.filter(|_| agreed),
         agent_version: env!("CARGO_PKG_VERSION").into(),
+        ranges: told(ranges),
     }
 }
 
@@ -107,13 +142,14 @@ pub(crate) fn build(nodes: &Objects<Node>, egress: &Objects<EgressNode>) -> Memb
 pub(crate) async fn run(
     nodes: Mirror<Node>,
     egress: Mirror<EgressNode>,
+    ranges: Published<ClusterRanges>,
     report: watch::Sender<MemberReport>,
 ) {
-    let mut wake = Wake::on([nodes.changes(), egress.changes()]);
+    let mut wake = Wake::on([nodes.changes(), egress.changes(), ranges.changes()]);
     loop {
         // Before everything was read once, a report would tell the hub of nodes that went away.
         if nodes.synced() && egress.synced() {
-            let fresh = build(&nodes.objects(), &egress.objects());
+            let fresh = build(&nodes.objects(), &egress.objects(), &ranges.get());
             report.send_if_modified(|old| {
                 let changed = *old != fresh;
                 if changed {
@@ -130,7 +166,7 @@ pub(crate) async fn run(
 mod tests {
     use k8s_openapi::api::core::v1::{NodeCondition, NodeStatus};
     use spillway_crds::condition::{self, Verdict};
-    use spillway_crds::member::{EgressNodeSpec, EgressNodeStatus};
+    use spillway_crds::member::{ClusterNetworkSpec, EgressNodeSpec, EgressNodeStatus, RangeSource};
 
     use super::*;
 
@@ -173,7 +209,7 @@ mod tests {
     ) -> MemberReport {
         let nodes = nodes.into_iter().map(|(n, o)| (n, Arc::new(o))).collect();
         let egress = egress.into_iter().map(|(n, o)| (n, Arc::new(o))).collect();
-        build(&nodes, &egress)
+        build(&nodes, &egress, &ClusterRanges::default())
     }
 
     #[test]
@@ -219,6 +255,30 @@ mod tests {
         let mut bare = egress("a", None);
         bare.1.spec.overlay = AddressPair::default();
         assert!(!ready(node("a", true), bare));
+    }
+
+    #[test]
+    fn ranges_are_merged_and_bounded_for_the_hub() {
+        assert_eq!(told(&ClusterRanges::default()), None);
+        let source = |cidrs: Vec<String>| RangeSource {
+            source: "s".into(),
+            cidrs,
+        };
+        let nodes = (0..128).map(|i| format!("10.244.{i}.0/24")).collect();
+        let scattered = (0..200).map(|i| format!("10.{i}.1.0/24")).collect();
+        let found = ClusterRanges {
+            spec: ClusterNetworkSpec {
+                sources: vec![source(nodes), source(scattered)],
+            },
+            problem: "p".into(),
+        };
+        let told = told(&found).expect("something was found");
+        assert_eq!(told.sources[0].cidrs, ["10.244.0.0/17"]);
+        assert_eq!(told.sources[0].total, None);
+        assert_eq!(
+            (told.sources[1].cidrs.len(), told.sources[1].total),
+            (64, Some(200))
+        );
     }
 
     #[test]

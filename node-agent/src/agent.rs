@@ -14,6 +14,7 @@ use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::{Addresses, NodeInputs, Pod, Settings};
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{Compiled, compile_numbered, problems};
+use spillway_core::ranges::strays;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::Verdict;
 use spillway_dataplane::Kernel;
@@ -468,6 +469,7 @@ impl<K: Kernel> Agent<K> {
             torn_down,
             features: self.features.clone(),
             held: self.failover.holdings(),
+            strays: strays(&self.held),
             verdict,
         });
         self.reports.send_if_modified(|old| {

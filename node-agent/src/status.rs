@@ -9,7 +9,7 @@ use serde_json::json;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::{self, Verdict};
 use spillway_crds::hub::{HeldAddress, PortUse};
-use spillway_crds::member::{EgressNode, EgressNodeStatus};
+use spillway_crds::member::{EgressNode, EgressNodeStatus, StrayPod};
 use tokio::sync::watch;
 
 use crate::backoff::Backoff;
@@ -36,6 +36,8 @@ pub(crate) struct Report {
     pub(crate) features: Vec<String>,
     /// Egress IPs that the node answers for.
     pub(crate) held: Vec<Holding>,
+    /// Pods outside of the cluster's known ranges.
+    pub(crate) strays: Vec<StrayPod>,
     /// The `Programmed` condition.
     pub(crate) verdict: Verdict,
 }
@@ -60,6 +62,7 @@ fn wanted(report: &Report, ports: Option<&[PortUse]>, own: &Own, now: Timestamp)
         backend: Some("nftables".into()),
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
         torn_down: report.torn_down,
+        stray_pods: report.strays.clone(),
         conditions,
     }
 }
@@ -92,6 +95,7 @@ fn says(status: Option<&EgressNodeStatus>, wanted: &EgressNodeStatus) -> bool {
             && s.features == wanted.features
             && s.held == wanted.held
             && s.port_use == wanted.port_use
+            && s.stray_pods == wanted.stray_pods
             && wanted.conditions.iter().all(|c| s.conditions.contains(c))
     })
 }
@@ -168,6 +172,7 @@ mod tests {
             torn_down: false,
             features: vec!["egress-hook".into()],
             held: Vec::new(),
+            strays: Vec::new(),
             verdict: Verdict::yes(ConditionType::Programmed, "Programmed", ""),
         };
         let now = Timestamp::from_second(1).expect("in range");

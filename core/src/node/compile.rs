@@ -92,7 +92,7 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
         program_gateway(inputs, plan, &peers, gateway, *index, &mut state);
     }
 
-    let local = union(local_ranges(inputs, plan));
+    let local = local_union(inputs, plan);
     let overlay_range = overlay_range(plan);
     let eips = carried::eips(&held, &forwarded);
     let parts = Parts {
@@ -243,20 +243,21 @@ pub(super) fn overlay_range(plan: &NodePlan) -> Vec<IpNet> {
     prefixes(&plan.member.overlay_range).collect()
 }
 
-/// What no policy takes: this cluster's ranges, its nodes, the overlay, and what isn't unicast at all.
-fn local_ranges(inputs: &NodeInputs, plan: &NodePlan) -> Vec<IpNet> {
+/// What no policy takes: this cluster's ranges, its nodes, the overlay, and what isn't unicast at all. Sorted and
+/// disjoint.
+pub(crate) fn local_union(inputs: &NodeInputs, plan: &NodePlan) -> Vec<Interval> {
     let cluster = inputs.network.sources.iter().flat_map(|s| &s.cidrs);
     let nodes = inputs
         .nodes
         .values()
         .flat_map(|n| super::inputs::Addresses::of(&n.underlay).iter());
-    NEVER
+    let all = NEVER
         .iter()
         .filter_map(|s| s.parse::<IpNet>().ok())
         .chain(cluster.filter_map(|s| s.parse::<IpNet>().ok()).map(|n| n.trunc()))
         .chain(nodes.map(IpNet::from))
-        .chain(prefixes(&plan.member.overlay_range))
-        .collect()
+        .chain(prefixes(&plan.member.overlay_range));
+    union(all)
 }
 
 #[allow(

@@ -44,6 +44,7 @@ mod stateless_tests;
 mod tests;
 mod watched;
 
+pub(crate) use compile::local_union;
 pub use compile::{Compiled, compile, compile_numbered};
 pub use problems::problems;
 pub use watched::{reachable, watched};

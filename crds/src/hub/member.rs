@@ -85,16 +85,49 @@ pub struct MemberStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub nodes: Vec<MemberNode>,
+    /// Ranges of the member's cluster, which no policy takes, as its agent found them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<MemberRanges>,
     /// Digests of the member's plan on its way.
     #[serde(default)]
     pub plan: PlanProgress,
-    /// `Connected`, `Accepted`, `Programmed`.
+    /// `Connected`, `Accepted`, `Programmed`, `RangesComplete`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
     )]
     pub conditions: Vec<Condition>,
+}
+
+/// Ranges of a member's cluster.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberRanges {
+    /// What each source gave, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub sources: Vec<MemberRangeSource>,
+    /// What is wrong with it; empty where nothing is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub problem: String,
+}
+
+/// Ranges that one source gave.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberRangeSource {
+    /// Where they come from, as in the member's `ClusterNetwork`.
+    #[schemars(length(max = 253))]
+    pub source: String,
+    /// CIDRs, sorted, neighbours merged; the first 64.
+    #[serde(default)]
+    #[schemars(length(max = 64), inner(length(max = 49)))]
+    pub cidrs: Vec<String>,
+    /// How many there are, where those are not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u32>,
 }
 
 /// How far the member's plan has come.

@@ -76,6 +76,10 @@ pub struct EgressNodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8192))]
     pub port_use: Vec<PortUse>,
+    /// Pods of this node whose address is in no known range of the cluster, at most four.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub stray_pods: Vec<StrayPod>,
     /// `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
@@ -83,4 +87,19 @@ pub struct EgressNodeStatus {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
     )]
     pub conditions: Vec<Condition>,
+}
+
+/// A pod whose address is in no known range of the cluster.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StrayPod {
+    /// Namespace.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Name.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Its address.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
 }

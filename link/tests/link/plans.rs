@@ -317,6 +317,7 @@ async fn reports_arrive_whole_and_the_newest_wins() {
             .collect(),
         programmed: Some(Digest::of(b"p")),
         agent_version: "1".into(),
+        ..MemberReport::default()
     };
     member.store.report.send_replace(report.clone());
     hub.next("the report", |e| match e {
