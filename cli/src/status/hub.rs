@@ -214,6 +214,11 @@ fn member_line(member: &Member, problems: &mut Vec<Problem>) -> MemberLine {
         ));
     }
     problems.extend(problem_of(&object, &status.conditions, ConditionType::Accepted));
+    problems.extend(problem_of(
+        &object,
+        &status.conditions,
+        ConditionType::RangesComplete,
+    ));
     for node in status.nodes.iter().filter(|n| !n.message.is_empty()) {
         problems.push(Problem::new(
             format!("{object}, node {}", node.name),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use kube::api::Api;
 use serde::Serialize;
-use spillway_crds::member::{EgressNode, EgressPlan, HubConnection};
+use spillway_crds::member::{ClusterNetwork, EgressNode, EgressPlan, HubConnection};
 use spillway_crds::{Condition, ConditionType, SINGLETON};
 
 use super::{Problem, cell, or_dash};
@@ -31,6 +31,10 @@ pub struct MemberReport {
     pub leaving: bool,
     /// Digest of the plan in place.
     pub plan: Option<String>,
+    /// Condition of the cluster's ranges.
+    pub ranges_complete: String,
+    /// What is known of the ranges, or what is wrong with them.
+    pub ranges: String,
     /// Nodes by name.
     pub nodes: Vec<NodeLine>,
 }
@@ -64,10 +68,13 @@ pub async fn read(cluster: &Cluster) -> Result<(MemberReport, Vec<Problem>), Fai
     let plan: Option<EgressPlan> = cluster
         .get(Api::all(client.clone()), SINGLETON, "EgressPlan")
         .await?;
+    let network: Option<ClusterNetwork> = cluster
+        .get(Api::all(client.clone()), SINGLETON, "ClusterNetwork")
+        .await?;
     let nodes = cluster
         .list(Api::<EgressNode>::all(client), "EgressNodes")
         .await?;
-    let (report, mut problems) = judge(connection.as_ref(), plan.as_ref(), &nodes);
+    let (report, mut problems) = judge(connection.as_ref(), plan.as_ref(), network.as_ref(), &nodes);
     for app in ["spillway-member-agent", "spillway-node-agent"] {
         if let Some(trouble) = pods::trouble(cluster, app).await? {
             let failure = trouble.failure();
@@ -81,6 +88,7 @@ pub async fn read(cluster: &Cluster) -> Result<(MemberReport, Vec<Problem>), Fai
 pub fn judge(
     connection: Option<&HubConnection>,
     plan: Option<&EgressPlan>,
+    network: Option<&ClusterNetwork>,
     nodes: &[EgressNode],
 ) -> (MemberReport, Vec<Problem>) {
     let Some(connection) = connection else {
@@ -94,6 +102,19 @@ pub fn judge(
     let digest = plan.map(|p| p.spec.digest.clone());
     let mut problems: Vec<Problem> = Vec::new();
     problems.extend(connection_problem(connection, &status.conditions));
+    let ranges = network
+        .and_then(|n| n.status.as_ref())
+        .map_or(&[][..], |s| &s.conditions);
+    let found = ranges
+        .iter()
+        .find(|c| c.type_ == ConditionType::RangesComplete.as_str());
+    problems.extend(found.filter(|c| c.status == "False").map(|c| {
+        Problem::new(
+            "cluster ranges",
+            format!("not RangesComplete ({}): {}", c.reason, c.message),
+            "see all sources: kubectl get clusternetwork current -o yaml",
+        )
+    }));
     let mut lines: Vec<NodeLine> = Vec::new();
     for node in nodes {
         lines.push(node_line(node, digest.as_deref(), &mut problems));
@@ -108,6 +129,8 @@ pub fn judge(
         connected: cell(&status.conditions, ConditionType::Connected),
         certificate_expires: status.certificate_expires,
         leaving: connection.spec.leaving,
+        ranges_complete: cell(ranges, ConditionType::RangesComplete),
+        ranges: found.map(|c| c.message.clone()).unwrap_or_default(),
         plan: digest,
         nodes: lines,
     };
@@ -230,6 +253,7 @@ pub fn text(report: &MemberReport) -> String {
             or_dash(report.certificate_expires.as_deref()),
         ),
         ("plan", or_dash(plan.as_deref())),
+        ("ranges complete", report.ranges_complete.clone()),
     ];
     for (key, value) in facts {
         let _ = writeln!(out, "  {key:<18}{value}");
@@ -305,9 +329,17 @@ mod tests {
              "spec": {"overlay": {"ipv4": "100.64.4.2"}, "underlay": {"ipv4": "192.0.2.2"}}},
         ]))
         .expect("nodes");
+        let network: ClusterNetwork = serde_json::from_value(json!({
+            "apiVersion": "member.spillway.io/v1alpha1", "kind": "ClusterNetwork", "metadata": {"name": "current"},
+            "spec": {}, "status": {"conditions": [
+                {"type": "RangesComplete", "status": "False", "reason": "RangesIncomplete",
+                 "message": "pod shop/client on node n1 has the address 10.9.0.7", "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
+        }))
+        .expect("a network");
         let (member, problems) = judge(
             Some(&connection("False", "HubUnreachable", "connection refused")),
             Some(&plan),
+            Some(&network),
             &nodes,
         );
         insta::assert_snapshot!(whole(&Report {
@@ -319,13 +351,13 @@ mod tests {
 
     #[test]
     fn a_healthy_member_has_no_problems() {
-        let (_, problems) = judge(Some(&connection("True", "Connected", "")), None, &[]);
+        let (_, problems) = judge(Some(&connection("True", "Connected", "")), None, None, &[]);
         assert!(problems.is_empty(), "{problems:?}");
     }
 
     #[test]
     fn a_cluster_with_agents_but_no_hub_says_how_to_join() {
-        let (_, problems) = judge(None, None, &[]);
+        let (_, problems) = judge(None, None, None, &[]);
         assert!(problems[0].fix.contains("token create"));
     }
 }
