@@ -9,6 +9,7 @@ mod hub;
 mod install;
 mod membership;
 mod pods;
+mod ranges;
 mod repair;
 mod rest;
 mod restart;
@@ -52,6 +53,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "federation",
             agents::a_policy_that_blocks_everything_spares_the_agents
         ),
+        scenario!("federation", ranges::are_found_followed_and_missed),
         scenario!("federation", rest::nothing_is_written_at_rest),
         scenario!("federation", hub::pods_come_and_go_while_the_hub_is_down),
         scenario!(
