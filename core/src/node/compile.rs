@@ -11,6 +11,7 @@ use super::exits::{Exit, exit};
 use super::flows::{Flows, Verdict};
 use super::forwarded::Forwarded;
 use super::gateways::is_source_node;
+use super::guard::Guard;
 use super::held::Held;
 use super::index;
 use super::inputs::{NodeInputs, NodePlan};
@@ -70,6 +71,7 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
         forwarded: &forwarded,
     });
     let bystanders = std::mem::take(&mut selection.bystanders);
+    let guard = Guard::new(inputs, plan, &mut selection);
     let indexes = assigned(inputs, plan, &peers, &selection);
     let routed = routing_marks(inputs, plan, &selection, &indexes);
 
@@ -104,6 +106,7 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
         peers: &peers,
         local: &local,
         selection: &selection,
+        guard: guard.as_ref(),
         routed: &routed,
         away: &away(inputs, plan, &peers),
         eips: &eips,

@@ -16,9 +16,9 @@ use spillway_crds::LabelSelector;
 use spillway_crds::address::{AddressPair, PrefixPair};
 use spillway_crds::hub::{AddressSlices, Destinations, OnUnavailable, PortRange, PortSlice, Translation};
 use spillway_crds::member::{
-    ClusterNetworkSpec, EgressNodeSpec, GatewayNode, GatewayNodeState, NodeRef, PeerNode, PlannedGatewaySpec,
-    PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec, PlannedThrough, PolicyRef,
-    RangeSource, Tunnel,
+    ClusterNetworkSpec, EgressNodeSpec, GatewayNode, GatewayNodeState, NodeRef, POD_RANGES, PeerNode,
+    PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec,
+    PlannedThrough, PolicyRef, RangeSource, SERVICE_RANGES, Tunnel,
 };
 
 use super::gateways::Liveness;
@@ -57,12 +57,15 @@ pub fn node_of(id: u8) -> EgressNodeSpec {
 
 fn network() -> ClusterNetworkSpec {
     ClusterNetworkSpec {
-        sources: vec![RangeSource {
-            source: "fixture".into(),
-            cidrs: ["10.244.0.0/16", "10.96.0.0/12", "fd00:244::/48", "fd00:96::/108"]
-                .map(str::to_owned)
-                .to_vec(),
-        }],
+        sources: [
+            (POD_RANGES, ["10.244.0.0/16", "fd00:244::/48"]),
+            (SERVICE_RANGES, ["10.96.0.0/12", "fd00:96::/108"]),
+        ]
+        .map(|(source, cidrs)| RangeSource {
+            source: source.into(),
+            cidrs: cidrs.map(str::to_owned).to_vec(),
+        })
+        .to_vec(),
     }
 }
 
@@ -218,6 +221,7 @@ fn inputs(member_name: &str, id: u8, plan: NodePlan) -> NodeInputs {
         namespaces: BTreeMap::new(),
         pods: Vec::new(),
         sandboxes: Vec::new(),
+        guard: false,
         facts: facts(id),
         settings: Settings::default(),
         gateway_indexes: BTreeMap::new(),

@@ -33,6 +33,9 @@ pub struct NodeInputs {
     /// What the CNI said of pods' addresses, oldest first; see [`super::sandbox`].
     #[serde(default)]
     pub sandboxes: Vec<Sandbox>,
+    /// What comes from a pod that this node doesn't know yet is dropped where a policy claims its destination.
+    #[serde(default)]
+    pub guard: bool,
     /// What the node is like.
     pub facts: Facts,
     /// What an operator may set.

@@ -8,6 +8,7 @@
 //!            ├► held     gateways that translate and that this node carries: grants, egress IPs
 //!            ├► carried  both kinds' egress IPs: routes, neighbours, proxies
 //!            ├► sandbox  pods' addresses, as the CNI gave them out
+//!            ├► guard    what is dropped because nobody knows yet whose it is
 //!            ├► select   pods into classes; flatten: a class's overlapping policies into disjoint intervals
 //!            ├► index    a number a gateway in use: mark, rule, table
 //!            ├► ruleset  the nftables tables out of all these, with their sets
@@ -23,6 +24,7 @@ pub mod flatten;
 pub mod flows;
 mod forwarded;
 pub mod gateways;
+mod guard;
 mod held;
 pub mod index;
 pub mod inputs;

@@ -19,6 +19,10 @@ pub struct Sandbox {
     pub interface: String,
     /// The pod as it was at that time, with the addresses that the sandbox got on the interface.
     pub pod: Pod,
+    /// This agent has seen its ADD itself, and so would have seen its DEL. Not kept over a restart: who was away may have
+    /// missed the end.
+    #[serde(skip)]
+    pub fresh: bool,
 }
 
 impl Sandbox {
@@ -44,7 +48,8 @@ pub fn settled(pods: &[Pod], sandboxes: &[Sandbox]) -> Vec<Pod> {
             .filter(|a| !later.iter().any(|s| s.pod.addresses.contains(a)))
             .copied()
             .collect();
-        for pod in &mut pods {
+        // Where its end may have been missed, another pod's status may well be newer.
+        for pod in pods.iter_mut().filter(|_| sandbox.fresh) {
             pod.addresses.retain(|a| !addresses.contains(a));
         }
         let known = pods.iter_mut().find(|p| sandbox.is_of(p));
@@ -52,10 +57,13 @@ pub fn settled(pods: &[Pod], sandboxes: &[Sandbox]) -> Vec<Pod> {
             .iter()
             .any(|s| known.as_ref().is_some_and(|p| s.is_of(p)));
         match known {
-            Some(pod) if first => pod.addresses = addresses,
+            // Where its end may have been missed, the status may well be newer: then it has both.
+            Some(pod) if first && (sandbox.fresh || pod.addresses.is_empty()) => pod.addresses = addresses,
             Some(pod) => pod.addresses.extend(addresses),
             None => pods.push(Pod {
                 addresses,
+                // Nobody has shown it, and its end may have been missed.
+                removed: !sandbox.fresh,
                 ..sandbox.pod.clone()
             }),
         }
@@ -82,6 +90,7 @@ mod tests {
             container: container.into(),
             interface: "eth0".into(),
             pod,
+            fresh: true,
         }
     }
 
@@ -132,6 +141,26 @@ mod tests {
             sandbox("2", pod("a", &["10.9.0.9"])),
         ];
         assert_eq!(addresses(&settled(&seen, &two), "a"), ["10.0.0.9", "10.9.0.9"]);
+    }
+
+    #[test]
+    fn a_sandbox_whose_end_may_have_been_missed_takes_nothing_from_anybody() {
+        let stale = |container, pod| Sandbox {
+            fresh: false,
+            ..sandbox(container, pod)
+        };
+        let seen = [pod("a", &["10.0.0.1"]), pod("b", &["10.0.0.2"]), pod("c", &[])];
+        let made = [
+            stale("1", pod("a", &["10.0.0.2"])),
+            stale("2", pod("c", &["10.0.0.3"])),
+            stale("3", pod("gone", &["10.0.0.4"])),
+        ];
+        let pods = settled(&seen, &made);
+        assert_eq!(addresses(&pods, "a"), ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(addresses(&pods, "b"), ["10.0.0.2"], "who is younger has it");
+        assert_eq!(addresses(&pods, "c"), ["10.0.0.3"]);
+        let gone = pods.iter().find(|p| p.name == "gone").expect("it may run on");
+        assert!(gone.removed, "but gives way to everybody");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::flatten::{Claim, flatten};
 use super::flows::Verdict;
 use super::forwarded::Forwarded;
 use super::gateways::is_source_node;
+use super::guard::certain;
 use super::inputs::{Addresses, NodeInputs, NodePlan, Pod};
 use super::interval::{Family, Interval};
 use super::own::Own;
@@ -35,6 +36,8 @@ pub(super) struct Selection {
     pub(super) classes: BTreeMap<String, Class>,
     /// Addresses of pods that no policy selects.
     pub(super) bystanders: BTreeSet<IpAddr>,
+    /// Those of them that can't be anybody else's by now.
+    pub(super) known: BTreeSet<IpAddr>,
 }
 
 impl Selection {
@@ -109,12 +112,16 @@ pub(super) fn select(ways: &Ways) -> Selection {
     let mut selection = Selection::default();
     let mut names: BTreeMap<Vec<usize>, String> = BTreeMap::new();
     let pods = settled(&inputs.pods, &inputs.sandboxes);
+    let certain = certain(inputs);
     for (address, pod) in owners(&pods) {
         let chosen: Vec<usize> = (0..policies.len())
             .filter(|i| selects(policies[*i], pod, inputs))
             .collect();
         if chosen.is_empty() {
             selection.bystanders.insert(address);
+            if !pod.removed && certain.contains(&address) {
+                selection.known.insert(address);
+            }
             continue;
         }
         if let Some(name) = names.get(&chosen) {
@@ -146,7 +153,7 @@ pub(super) fn select(ways: &Ways) -> Selection {
 
 /// What a policy claims and leaves alone. An entry that can't be read is left out: the hub has refused
 /// such a policy, and [`super::problems()`] names it.
-fn destinations(policy: &PlannedPolicySpec) -> (Vec<IpNet>, Vec<IpNet>) {
+pub(super) fn destinations(policy: &PlannedPolicySpec) -> (Vec<IpNet>, Vec<IpNet>) {
     let read = |list: &[String]| -> Vec<IpNet> {
         list.iter()
             .filter_map(|s| s.parse().ok())

@@ -86,6 +86,31 @@ fn a_source_node() {
 }
 
 #[test]
+fn a_source_node_with_the_guard() {
+    let inputs = NodeInputs {
+        guard: true,
+        ..fixtures::source()
+    };
+    let state = compile(&inputs);
+    nft_accepts(&state);
+    // The rest is that of the node without it.
+    let tables = [state.ruleset, state.seal].map(|table| {
+        let mut table = table.expect("a table");
+        let of_the_guard = |name: &str| {
+            ["podranges", "claimed", "known"]
+                .iter()
+                .any(|g| name.starts_with(g))
+        };
+        table.sets.retain(|name, _| of_the_guard(name));
+        table
+            .chains
+            .retain(|name, _| ["classify", "seal", "unknown"].contains(&name.as_str()));
+        table.render()
+    });
+    insta::assert_snapshot!(tables.concat());
+}
+
+#[test]
 fn a_gateway_node() {
     let state = compile(&fixtures::gateway());
     nft_accepts(&state);

@@ -6,6 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
 
+/// [`RangeSource::source`] of the nodes' pod ranges.
+pub const POD_RANGES: &str = "nodes.spec.podCIDRs";
+
+/// [`RangeSource::source`] of the nodes' own addresses.
+pub const NODE_ADDRESSES: &str = "nodes.status.addresses";
+
+/// [`RangeSource::source`] of Services' addresses.
+pub const SERVICE_RANGES: &str = "servicecidrs";
+
+/// [`RangeSource::source`] of the API servers' addresses.
+pub const API_SERVER: &str = "endpointslices/default/kubernetes";
+
 /// Ranges of this cluster, found by the member agent. Named `current`. Packets to them are never taken
 /// by a policy, whatever it says. The hub has no part in it.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]

@@ -13,7 +13,10 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client, Resource as _};
 use serde_json::json;
 use spillway_core::ranges::{self, Found, Outcome, Reading};
-use spillway_crds::member::{ClusterNetwork, ClusterNetworkSpec, ClusterNetworkStatus, EgressNode, StrayPod};
+use spillway_crds::member::{
+    API_SERVER, ClusterNetwork, ClusterNetworkSpec, ClusterNetworkStatus, EgressNode, NODE_ADDRESSES,
+    POD_RANGES, SERVICE_RANGES, StrayPod,
+};
 use spillway_crds::{SINGLETON, condition};
 use tokio::sync::Mutex;
 
@@ -53,26 +56,20 @@ impl Sources {
         let nodes = self.nodes.objects();
         let all = || nodes.values().map(|n| &**n);
         let mut readings = BTreeMap::from([
-            (
-                "nodes.spec.podCIDRs",
-                Reading::Read(ranges::node_pod_ranges(all())),
-            ),
-            (
-                "nodes.status.addresses",
-                Reading::Read(ranges::node_addresses(all())),
-            ),
+            (POD_RANGES, Reading::Read(ranges::node_pod_ranges(all()))),
+            (NODE_ADDRESSES, Reading::Read(ranges::node_addresses(all()))),
             (
                 "nodes.annotations",
                 Reading::Read(ranges::node_annotations(all())),
             ),
             (
-                "servicecidrs",
+                SERVICE_RANGES,
                 reading(&self.services, |o| {
                     ranges::service_ranges(o.values().map(|s| &**s))
                 }),
             ),
             (
-                "endpointslices/default/kubernetes",
+                API_SERVER,
                 reading(&self.api_server, |o| ranges::api_server(o.values().map(|s| &**s))),
             ),
             (

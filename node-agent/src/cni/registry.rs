@@ -95,6 +95,7 @@ mod tests {
                 addresses: [address.parse().expect("address")].into(),
                 ..Pod::default()
             },
+            fresh: true,
         }
     }
 

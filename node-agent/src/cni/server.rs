@@ -200,6 +200,7 @@ impl Server {
                 removed: false,
                 ..pod.clone()
             },
+            fresh: true,
         });
         if !planned {
             return Ok(false);

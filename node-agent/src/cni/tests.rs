@@ -27,6 +27,7 @@ fn what_was_registered_before_a_round_is_done_after_it() {
         container: "c".into(),
         interface: "eth0".into(),
         pod,
+        fresh: true,
     });
     assert_eq!(*cni.asked().borrow(), number);
     let mut inputs = fixtures::source();
@@ -36,6 +37,7 @@ fn what_was_registered_before_a_round_is_done_after_it() {
         container: "d".into(),
         interface: "eth0".into(),
         pod: Pod::default(),
+        fresh: true,
     });
     cni.finish(round, Ok(BTreeSet::new()));
     let done = cni.standing().borrow().done;

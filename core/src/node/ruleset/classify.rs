@@ -18,6 +18,7 @@ impl Parts<'_> {
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!("{header} saddr vmap @pods{suffix}"));
         }
+        rules.extend(self.to_unknown());
         rules
     }
 

@@ -4,7 +4,8 @@
 //! prerouting  raw_in -300      not tracked: the tunnel's own packets, probes, and what is only forwarded here for a
 //!                              stateless gateway, in either direction
 //!             arrive -160      from the tunnel: grant checked; identity from packet mark to connection mark
-//!             classify -90     after everyone's DNAT: selected pod and destination → egress_ID, prefer_… or blocked
+//!             classify -90     after everyone's DNAT: selected pod and destination → egress_ID, prefer_… or blocked;
+//!                              with the guard, a pod that isn't known → unknown
 //! input       tunnel_input     tunnel packets that don't come from a peer, or not from the one whose MAC they bear,
 //!                              are dropped before decapsulation
 //! forward     forward -150     nothing without identity enters the tunnel; TCP MSS
@@ -36,6 +37,7 @@ mod replies;
 mod seal;
 mod sets;
 mod source;
+mod unknown;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +47,7 @@ use ipnet::IpNet;
 
 use super::flows::{IDENTITY_MASK, TAG, TAG_MASK};
 use super::forwarded::Forwarded;
+use super::guard::Guard;
 use super::held::Held;
 use super::inputs::{Addresses, Settings};
 use super::interval::Interval;
@@ -52,6 +55,7 @@ use super::nft::{Chain, Hook, Ruleset};
 use super::own::Own;
 use super::peers::Peers;
 use super::select::Selection;
+use unknown::UNKNOWN;
 
 /// What the tables are made of.
 pub(super) struct Parts<'a> {
@@ -68,6 +72,8 @@ pub(super) struct Parts<'a> {
     /// Destinations that no policy takes.
     pub(super) local: &'a [Interval],
     pub(super) selection: &'a Selection,
+    /// What is dropped because nobody knows yet whose it is; none where pods are made to wait instead.
+    pub(super) guard: Option<&'a Guard>,
     /// For each identity in use whose gateway is elsewhere, its routing mark.
     pub(super) routed: &'a BTreeMap<u16, u32>,
     /// Identities of the plan whose gateway this node doesn't carry.
@@ -120,6 +126,9 @@ impl Parts<'_> {
         plain("replies".into(), Self::replies());
         plain("own_ports".into(), Self::own_ports());
         plain("blocked".into(), vec!["counter drop".into()]);
+        if self.guard.is_some() {
+            plain(UNKNOWN.into(), Self::unknown());
+        }
         for (name, class) in &self.selection.classes {
             plain(format!("class_{name}"), Self::class(name));
             for (name, rules) in class.destinations.iter().filter_map(|(_, v)| Self::prefer(*v)) {

@@ -6,12 +6,13 @@
 //!                              with an identity whose gateway this node carries
 //! ```
 //!
-//! It knows pods and destinations and nothing of gateways, so most changes of a plan leave it alone. It is written before the
+//! The guard stands here as well. It knows pods and destinations and nothing of gateways, so most changes of a plan leave it alone. It is written before the
 //! first table: a pod that is newly selected is sealed before it is led elsewhere, and one that no longer is meanwhile still
 //! goes by the first.
 
 use std::collections::BTreeMap;
 
+use super::unknown::UNKNOWN;
 use super::words::{WORDS, Words};
 use super::{Parts, identity, tagged};
 use crate::node::interval::union;
@@ -37,6 +38,7 @@ impl Parts<'_> {
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!("{header} saddr vmap @pods{suffix}"));
         }
+        rules.extend(self.to_unknown());
         let hook = Hook {
             kind: "filter".into(),
             hook: "forward".into(),
@@ -48,6 +50,11 @@ impl Parts<'_> {
             rules,
         };
         chains.insert("seal".to_owned(), base);
+        if self.guard.is_some() {
+            sets.extend(self.unknown_sets());
+            let rules = Self::unknown();
+            chains.insert(UNKNOWN.to_owned(), Chain { hook: None, rules });
+        }
         for (name, class) in &self.selection.classes {
             let mut rules = Vec::new();
             for Words {
@@ -129,8 +136,9 @@ mod tests {
         assert_eq!(elements(&seal, &format!("to6_{class}")), ["2001:db8:99::/64"]);
         assert!(
             seal.sets
-                .values()
-                .all(|set| set.elements.values().all(|v| !matches!(v, Some(Atom::Goto(_)))))
+                .iter()
+                .filter(|(name, _)| name.starts_with("to"))
+                .all(|(_, set)| set.elements.values().all(Option::is_none))
         );
     }
 

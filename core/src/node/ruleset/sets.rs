@@ -71,7 +71,7 @@ impl Parts<'_> {
                 .iter()
                 .filter(|(a, _)| Family::of(**a) == *family);
             let pods =
-                pods.map(|(a, class)| (vec![Atom::Ip(*a)], Some(Atom::Jump(format!("class_{class}")))));
+                pods.map(|(a, class)| (vec![Atom::Ip(*a)], Some(Atom::Goto(format!("class_{class}")))));
             add("pods", Set::map(address, "verdict", false), pods.collect());
             for (name, class) in &self.selection.classes {
                 let to = class.destinations.iter().filter(|(i, _)| i.family() == *family);
@@ -85,6 +85,7 @@ impl Parts<'_> {
                 );
             }
         }
+        sets.extend(self.unknown_sets());
         let away = self.away.iter().map(|id| (mark(*id), None));
         sets.insert(
             "away".into(),

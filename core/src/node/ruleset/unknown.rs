@@ -1,0 +1,68 @@
+//! The guard's rules: what comes from a pod's address that this node doesn't know is dropped where a policy claims its
+//! destination. In both tables, so that neither opens the way by its absence.
+//!
+//! A pod is one element, of `known` or of `pods`, and a packet of a known pod meets the same rules whatever their number.
+
+use std::collections::BTreeMap;
+
+use super::Parts;
+use super::classify::NOT_ELSEWHERE;
+use super::words::{WORDS, Words};
+use crate::node::interval::Family;
+use crate::node::nft::{Atom, Set};
+
+/// Name of the chain.
+pub(super) const UNKNOWN: &str = "unknown";
+
+impl Parts<'_> {
+    /// Leads there; nothing where there is no guard. To stand behind the lookup of selected pods.
+    pub(super) fn to_unknown(&self) -> Vec<String> {
+        let lead = |Words { suffix, header, .. }: &Words| {
+            format!("{header} saddr @podranges{suffix} {header} saddr != @known{suffix} goto {UNKNOWN}")
+        };
+        self.guard.iter().flat_map(|_| WORDS.iter().map(lead)).collect()
+    }
+
+    pub(super) fn unknown() -> Vec<String> {
+        // It began when its pod was known; a pod that is being deleted is no longer, and may end what it began.
+        let mut rules = vec!["ct state established,related return".to_owned()];
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!("{header} daddr @local{suffix} return"));
+        }
+        rules.push(format!("{NOT_ELSEWHERE} return"));
+        for Words { suffix, header, .. } in &WORDS {
+            rules.push(format!("{header} daddr @claimed{suffix} counter drop"));
+        }
+        rules
+    }
+
+    pub(super) fn unknown_sets(&self) -> BTreeMap<String, Set> {
+        let mut sets = BTreeMap::new();
+        let Some(guard) = self.guard else {
+            return sets;
+        };
+        for Words {
+            family,
+            suffix,
+            address,
+            ..
+        } in &WORDS
+        {
+            for (name, intervals) in [("podranges", &guard.ranges), ("claimed", &guard.claimed)] {
+                let elements = intervals.iter().filter(|i| i.family() == *family);
+                let set = Set {
+                    elements: elements.map(|i| (vec![i.atom()], None)).collect(),
+                    ..Set::of(address, true)
+                };
+                sets.insert(format!("{name}{suffix}"), set);
+            }
+            let known = guard.known.iter().filter(|a| Family::of(**a) == *family);
+            let set = Set {
+                elements: known.map(|a| (vec![Atom::Ip(*a)], None)).collect(),
+                ..Set::of(address, false)
+            };
+            sets.insert(format!("known{suffix}"), set);
+        }
+        sets
+    }
+}
