@@ -149,6 +149,7 @@ impl<K: Kernel> Agent<K> {
     pub(crate) async fn run(mut self, cluster: Cluster) {
         let mut changes = cluster.changes();
         let mut asked = self.cni.asked();
+        let mut chain = self.cni.chain();
         let mut drift = self.kernel.drift();
         let mut known = drift.borrow_and_update().clone();
         let mut backoff = Backoff::up_to_seconds(30);
@@ -162,6 +163,7 @@ impl<K: Kernel> Agent<K> {
             // Before reading, so that what changes meanwhile makes another round.
             changes.borrow_and_update();
             asked.borrow_and_update();
+            chain.borrow_and_update();
             let seen = cluster.synced().then(|| cluster.seen());
             if seen.is_none() {
                 tracing::debug!(node = self.held.node, unread = ?cluster.unread(), "not everything was read yet");
@@ -179,8 +181,16 @@ impl<K: Kernel> Agent<K> {
                     None => std::future::pending().await,
                 }
             };
+            let lifted = async {
+                match self.cni.lifts() {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 event = changes.changed() => if event.is_err() { return },
+                event = chain.changed() => if event.is_err() { return },
+                () = lifted => {}
                 event = asked.changed() => if event.is_err() { return },
                 () = self.failover.due() => {}
                 event = drift.changed() => {
@@ -470,6 +480,7 @@ impl<K: Kernel> Agent<K> {
             features: self.features.clone(),
             held: self.failover.holdings(),
             strays: strays(&self.held),
+            first_packets: self.cni.first_packets(),
             verdict,
         });
         self.reports.send_if_modified(|old| {

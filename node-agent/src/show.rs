@@ -44,6 +44,17 @@ pub(crate) async fn show(
         for (address, class) in &desired.flows.pods {
             writeln!(out, "pod      {address} class {class}")?;
         }
+        if inputs.guard {
+            writeln!(
+                out,
+                "guard    what other pods send to destinations of policies is dropped"
+            )?;
+            let sets = desired.ruleset.iter().flat_map(|r| &r.sets);
+            let known = sets.filter(|(name, _)| ["known4", "known6"].contains(&name.as_str()));
+            for address in known.flat_map(|(_, set)| set.elements.keys().flatten()) {
+                writeln!(out, "pod      {address} known, of no policy")?;
+            }
+        }
         for (gateway, index) in &inputs.gateway_indexes {
             writeln!(out, "gateway  {gateway} number {index}")?;
         }

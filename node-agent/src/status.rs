@@ -9,7 +9,7 @@ use serde_json::json;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::{self, Verdict};
 use spillway_crds::hub::{HeldAddress, PortUse};
-use spillway_crds::member::{EgressNode, EgressNodeStatus, StrayPod};
+use spillway_crds::member::{EgressNode, EgressNodeStatus, FirstPackets, StrayPod};
 use tokio::sync::watch;
 
 use crate::backoff::Backoff;
@@ -38,6 +38,8 @@ pub(crate) struct Report {
     pub(crate) held: Vec<Holding>,
     /// Pods outside of the cluster's known ranges.
     pub(crate) strays: Vec<StrayPod>,
+    /// How pods' first packets are kept in.
+    pub(crate) first_packets: FirstPackets,
     /// The `Programmed` condition.
     pub(crate) verdict: Verdict,
 }
@@ -57,6 +59,7 @@ fn wanted(report: &Report, ports: Option<&[PortUse]>, own: &Own, now: Timestamp)
     EgressNodeStatus {
         features: report.features.clone(),
         held: report.held.iter().map(|h| held(h, &old.held)).collect(),
+        first_packets: Some(report.first_packets),
         port_use: ports.map_or(old.port_use, <[PortUse]>::to_vec),
         programmed: report.programmed.clone(),
         backend: Some("nftables".into()),
@@ -96,6 +99,7 @@ fn says(status: Option<&EgressNodeStatus>, wanted: &EgressNodeStatus) -> bool {
             && s.held == wanted.held
             && s.port_use == wanted.port_use
             && s.stray_pods == wanted.stray_pods
+            && s.first_packets == wanted.first_packets
             && wanted.conditions.iter().all(|c| s.conditions.contains(c))
     })
 }
@@ -173,6 +177,7 @@ mod tests {
             features: vec!["egress-hook".into()],
             held: Vec::new(),
             strays: Vec::new(),
+            first_packets: FirstPackets::Chain,
             verdict: Verdict::yes(ConditionType::Programmed, "Programmed", ""),
         };
         let now = Timestamp::from_second(1).expect("in range");

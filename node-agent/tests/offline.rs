@@ -149,7 +149,7 @@ fn a_node_without_an_api_server_goes_on_from_what_is_stored() {
     let agent = node.agent();
     wait("the first apply", || node.as_stored());
     let table = node.succeeds("nft list table inet spillway");
-    assert!(table.contains("10.244.0.5 : jump class_"), "{table}");
+    assert!(table.contains("10.244.0.5 : goto class_"), "{table}");
     assert!(
         node.succeeds("ip neigh show proxy")
             .contains("203.0.113.10 dev eth1 proxy")
@@ -177,7 +177,7 @@ fn a_source_node_goes_on_too() {
         !node.succeeds("ip rule").contains("fwmark")
     });
     let table = node.succeeds("nft list table inet spillway");
-    assert!(table.contains("10.244.0.5 : jump class_"), "{table}");
+    assert!(table.contains("10.244.0.5 : goto class_"), "{table}");
     wait("the state that `show` knows of", || node.as_stored());
     agent.ends_by("-TERM");
 }

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::node::nft::Ruleset;
     use crate::node::sandbox::Sandbox;
-    use crate::node::{compile, fixtures};
+    use crate::node::{compile, fixtures, problems};
 
     fn ip(s: &str) -> IpAddr {
         s.parse().expect("address")
@@ -180,6 +180,23 @@ mod tests {
             let text = table.expect("a table").render();
             assert!(!text.contains("unknown") && !text.contains("known"), "{text}");
         }
+    }
+
+    #[test]
+    fn pods_that_the_guard_cant_see_are_told_of() {
+        let mut inputs = guarded();
+        assert!(problems(&inputs).is_empty());
+        inputs.pods[2].addresses = [ip("10.9.0.7")].into();
+        let found = problems(&inputs).join("; ");
+        assert!(
+            found.contains("payments/web-0") && found.contains("localRanges"),
+            "{found}"
+        );
+        inputs.network.sources.clear();
+        let found = problems(&inputs).join("; ");
+        assert!(found.contains("knows no pod ranges"), "{found}");
+        inputs.guard = false;
+        assert!(problems(&inputs).is_empty());
     }
 
     #[test]

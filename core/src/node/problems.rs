@@ -8,8 +8,9 @@ use spillway_crds::member::{NodeRef, PlannedGatewaySpec, PlannedPolicySpec};
 
 use super::exits::{Exit, exit};
 use super::gateways::{carriers, is_source_node};
+use super::guard::pod_ranges;
 use super::held::Taken;
-use super::inputs::{Addresses, NodeInputs, NodePlan};
+use super::inputs::{Addresses, NodeInputs, NodePlan, Pod};
 use super::own::{Own, doubled};
 use super::peers::Peers;
 
@@ -35,6 +36,9 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
             "node {node} is left out: its overlay address {address} is that of node {owner} already"
         ));
     }
+    if inputs.guard {
+        out.extend(guard_problem(inputs));
+    }
     let taken = Taken::new(inputs, plan, &peers);
     for gateway in &plan.gateways {
         gateway_problems(inputs, plan, gateway, &peers, &taken, &mut out);
@@ -50,6 +54,29 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
         }
     }
     out
+}
+
+/// Pods that the guard doesn't see.
+fn guard_problem(inputs: &NodeInputs) -> Option<String> {
+    let ranges = pod_ranges(inputs);
+    let outside = |pod: &&Pod| {
+        let runs = !pod.host_network && !pod.finished && !pod.removed;
+        runs && pod
+            .addresses
+            .iter()
+            .any(|a| !ranges.iter().any(|r| r.contains(*a)))
+    };
+    let remedy = "give the CNI's ranges in the chart's localRanges";
+    if ranges.is_empty() {
+        return Some(format!(
+            "the guard knows no pod ranges and so drops nothing: {remedy}"
+        ));
+    }
+    let pod = inputs.pods.iter().find(outside)?;
+    Some(format!(
+        "the address of pod {}/{} is in none of the pod ranges that the guard goes by: {remedy}",
+        pod.namespace, pod.name
+    ))
 }
 
 fn gateway_problems(

@@ -27,6 +27,7 @@ use crate::hub::{HeldAddress, PortUse};
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Programmed')].status"
     ),
+    printcolumn(name = "First-Packets", type_ = "string", json_path = ".status.firstPackets"),
     printcolumn(
         name = "Message",
         type_ = "string",
@@ -43,6 +44,19 @@ pub struct EgressNodeSpec {
     /// The node's internal addresses.
     #[serde(default)]
     pub underlay: AddressPair,
+}
+
+/// How a pod's first packets are kept from leaving otherwise than its policies say.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum FirstPackets {
+    /// A plugin in the CNI's chain makes each pod wait until its node has programmed it.
+    Chain,
+    /// What a pod sends to destinations of policies is dropped until its node knows it.
+    Guard,
+    /// Not at all, though they should be; the condition says why.
+    Open,
+    /// Not at all, as `cni.mode` says.
+    Off,
 }
 
 /// What the node's agent has done.
@@ -72,6 +86,9 @@ pub struct EgressNodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8192))]
     pub held: Vec<HeldAddress>,
+    /// How a pod's first packets are kept from leaving otherwise than its policies say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_packets: Option<FirstPackets>,
     /// How the node uses its port slices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8192))]

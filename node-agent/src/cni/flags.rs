@@ -17,8 +17,13 @@ use crate::cluster::Cluster;
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub(crate) enum Mode {
-    /// A plugin in the CNI's chain makes it wait for this agent.
+    /// As `Chain` where that is possible, as `Guard` where it isn't.
+    Auto,
+    /// A plugin in the CNI's chain makes it wait for this agent. Where that is impossible, nothing holds it.
     Chain,
+    /// What it sends to destinations of policies is dropped until this agent knows it. The CNI's files are left alone; a
+    /// plugin that was installed before goes.
+    Guard,
     /// Not at all; a plugin that was installed before goes.
     #[default]
     Off,
@@ -80,20 +85,22 @@ impl Flags {
         };
         let installer = Installer::new(places, entry);
         match self.mode {
-            Mode::Chain => Plugin {
-                cni: Cni::chained(cache, installer.clone()),
+            Mode::Auto | Mode::Chain => Plugin {
+                cni: Cni::chained(cache, installer.clone(), self.mode == Mode::Auto),
                 running: Some((installer, self.socket.clone())),
             },
-            Mode::Off => {
+            Mode::Guard | Mode::Off => {
                 // An earlier agent may have been told otherwise.
                 let gone = installer.remove().and_then(|()| CacheFile::new(cache).clear());
                 if let Err(error) = gone {
                     tracing::warn!(error, "what an earlier agent left can't be removed");
                 }
-                Plugin {
-                    cni: Cni::off(),
-                    running: None,
-                }
+                let cni = if self.mode == Mode::Guard {
+                    Cni::guarded()
+                } else {
+                    Cni::off()
+                };
+                Plugin { cni, running: None }
             }
         }
     }

@@ -6,16 +6,19 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use spillway_cni::config::{Entry, PLUGIN};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::conf::{self, Change};
 
 /// How often everything is looked at without any event: a directory that was replaced tells nobody.
 const POLL: Duration = Duration::from_secs(10);
+
+/// How long pods that started while the plugin wasn't in place may take to become known.
+const DOUBT: Duration = Duration::from_secs(10);
 
 /// Name of files that are being written; no runtime reads one of that name.
 const FRESH: &str = ".spillway-cni.new";
@@ -37,12 +40,16 @@ pub(super) struct Installer {
     places: Places,
     entry: Entry,
     state: Mutex<State>,
+    /// Counts changes of what it says.
+    changed: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     wanted: bool,
     problem: Option<String>,
+    /// When the plugin was put into a chain that had been without it.
+    put_in: Option<Instant>,
 }
 
 impl Installer {
@@ -52,6 +59,7 @@ impl Installer {
             places,
             entry,
             state: Mutex::default(),
+            changed: watch::Sender::default(),
         })
     }
 
@@ -73,8 +81,19 @@ impl Installer {
         self.state().problem.clone()
     }
 
+    /// Until when pods that passed the plugin by may be there that nobody knows; none where there are none.
+    pub(super) fn doubted_until(&self) -> Option<Instant> {
+        let until = self.state().put_in? + DOUBT;
+        (until > Instant::now()).then_some(until)
+    }
+
+    /// Says when [`Self::problem`] or [`Self::doubted_until`] changes otherwise than by time.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
     /// Puts right what isn't as wanted.
-    fn ensure(&self) {
+    pub(super) fn ensure(&self) {
         self.keep(&mut self.state());
     }
 
@@ -82,18 +101,30 @@ impl Installer {
         if !state.wanted {
             return;
         }
-        let problem = self.install().err();
+        let (put_in, problem) = match self.install() {
+            Ok(put_in) => (put_in, None),
+            Err(problem) => (false, Some(problem)),
+        };
+        let mended = problem.is_none() && state.problem.is_some();
+        let changed = problem != state.problem || put_in;
         if problem != state.problem {
             if let Some(problem) = &problem {
-                tracing::error!(problem, "the CNI plugin isn't in place; new pods aren't held");
+                tracing::error!(problem, "the CNI plugin isn't in place");
             } else {
                 tracing::info!("the CNI plugin is in place again");
             }
             state.problem = problem;
         }
+        if put_in || mended {
+            state.put_in = Some(Instant::now());
+        }
+        if changed {
+            self.changed.send_modify(|n| *n += 1);
+        }
     }
 
-    fn install(&self) -> Result<(), String> {
+    /// Answers whether some chain had been without the plugin, or why one is.
+    fn install(&self) -> Result<bool, String> {
         // The program first: a chain that names a missing one starts no pods.
         self.install_program().map_err(|error| {
             format!(
@@ -102,6 +133,7 @@ impl Installer {
             )
         })?;
         let mut passed_over = Vec::new();
+        let (mut found, mut put_in) = (false, false);
         for name in self.networks().map_err(|error| self.unlisted(&error))? {
             let path = self.places.networks.join(&name);
             let text = match fs::read_to_string(&path) {
@@ -116,6 +148,7 @@ impl Installer {
             match conf::chained(&name, &text, &self.entry) {
                 Ok(None) => {}
                 Ok(Some(change)) => {
+                    put_in = true;
                     self.write(&change, &path)
                         .map_err(|error| format!("{}: {error}", path.display()))?;
                     tracing::info!(
@@ -128,13 +161,19 @@ impl Installer {
                     continue;
                 }
             }
+            found = true;
             break;
         }
-        if passed_over.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("new pods aren't held: {}", passed_over.join("; ")))
+        if !passed_over.is_empty() {
+            return Err(passed_over.join("; "));
         }
+        if !found {
+            return Err(format!(
+                "there is no network configuration in {}; cni.confDir must be where the container runtime looks",
+                self.places.networks.display()
+            ));
+        }
+        Ok(put_in)
     }
 
     fn install_program(&self) -> io::Result<()> {

@@ -9,7 +9,8 @@
 //!                          └─► install  the plugin's file and its place in the CNI's chain
 //! ```
 //!
-//! The loop owns what is programmed, the registry what the CNI gave out; [`Cni`] is all that the loop sees of this.
+//! Where the plugin isn't in place, the guard stands (`spillway_core::node::guard`): what comes from a pod that the loop
+//! doesn't know is dropped. The loop owns what is programmed, the registry what the CNI gave out; [`Cni`] is all that the loop sees of this.
 
 mod cache;
 mod conf;
@@ -24,10 +25,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::sandbox::Sandbox;
 use spillway_core::node::scope::Scope;
+use spillway_crds::member::FirstPackets;
 use tokio::sync::watch;
 
 pub(crate) use flags::Flags;
@@ -43,6 +46,8 @@ pub(crate) struct Standing {
     pub(crate) planned: Option<bool>,
     /// Whom its policies select.
     pub(crate) scope: Arc<Scope>,
+    /// What comes from pods that aren't programmed is dropped, whether or not a policy selects them.
+    pub(crate) guarded: bool,
     /// Addresses that the kernel judges by a policy.
     pub(crate) selected: Arc<BTreeSet<IpAddr>>,
     /// Everything that was registered up to this number is programmed.
@@ -62,26 +67,48 @@ struct Shared {
     standing: watch::Sender<Standing>,
     cache: Option<CacheFile>,
     installer: Option<Arc<Installer>>,
+    guard: Guard,
+}
+
+/// When the guard stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Guard {
+    Never,
+    /// While some pod may have started without the plugin.
+    WithoutPlugin,
+    Always,
 }
 
 impl Cni {
     /// Without a plugin: the loop's calls come to nothing.
     pub(crate) fn off() -> Self {
-        Self::with(None, None)
+        Self::with(None, None, Guard::Never)
     }
 
-    /// With a plugin that `installer` installs, and a cache in `file`.
-    fn chained(file: PathBuf, installer: Arc<Installer>) -> Self {
-        Self::with(Some(CacheFile::new(file)), Some(installer))
+    /// Without a plugin, with the guard.
+    fn guarded() -> Self {
+        Self::with(None, None, Guard::Always)
     }
 
-    fn with(cache: Option<CacheFile>, installer: Option<Arc<Installer>>) -> Self {
+    /// With a plugin that `installer` installs, a cache in `file`, and where the plugin isn't in place the guard, if
+    /// `guarded`.
+    fn chained(file: PathBuf, installer: Arc<Installer>, guarded: bool) -> Self {
+        let guard = if guarded {
+            Guard::WithoutPlugin
+        } else {
+            Guard::Never
+        };
+        Self::with(Some(CacheFile::new(file)), Some(installer), guard)
+    }
+
+    fn with(cache: Option<CacheFile>, installer: Option<Arc<Installer>>, guard: Guard) -> Self {
         Self(Arc::new(Shared {
             registry: Mutex::default(),
             asked: watch::channel(0).0,
             standing: watch::channel(Standing::default()).0,
             cache,
             installer,
+            guard,
         }))
     }
 
@@ -89,9 +116,46 @@ impl Cni {
         self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes on from what an earlier agent knew.
+    /// Goes on from what an earlier agent knew. Without a plugin nobody would ever tell of a sandbox's end.
     pub(crate) fn restore(&self, sandboxes: &[Sandbox]) {
-        self.registry().restore(sandboxes);
+        if self.0.installer.is_some() {
+            self.registry().restore(sandboxes);
+        }
+    }
+
+    /// Says when the plugin is no longer in place, or is again.
+    pub(crate) fn chain(&self) -> watch::Receiver<u64> {
+        let installer = self.0.installer.as_ref();
+        installer.map_or_else(|| self.asked(), |i| i.changes())
+    }
+
+    /// When the guard may go, if it stands until then only.
+    pub(crate) fn lifts(&self) -> Option<Instant> {
+        let installer = self.0.installer.as_ref()?;
+        installer
+            .doubted_until()
+            .filter(|_| self.0.guard == Guard::WithoutPlugin)
+    }
+
+    fn guards(&self) -> bool {
+        match (self.0.guard, &self.0.installer) {
+            (Guard::Never, _) => false,
+            (Guard::WithoutPlugin, Some(installer)) => {
+                installer.problem().is_some() || installer.doubted_until().is_some()
+            }
+            (Guard::WithoutPlugin, None) | (Guard::Always, _) => true,
+        }
+    }
+
+    /// What keeps pods' first packets from leaving otherwise than their policies say.
+    pub(crate) fn first_packets(&self) -> FirstPackets {
+        let installer = self.0.installer.as_ref();
+        match (self.0.guard, installer.map(|i| i.problem().is_some())) {
+            (_, Some(false)) => FirstPackets::Chain,
+            (Guard::Never, Some(true)) => FirstPackets::Open,
+            (Guard::Never, None) => FirstPackets::Off,
+            (Guard::WithoutPlugin | Guard::Always, _) => FirstPackets::Guard,
+        }
     }
 
     /// Says when something was registered.
@@ -120,6 +184,12 @@ impl Cni {
         if let Some(installer) = &self.0.installer {
             installer.want(true);
         }
+        inputs.guard = self.guards();
+        // A pod that isn't selected then waits, too: it must not meet the guard.
+        let guard = inputs.guard;
+        self.0
+            .standing
+            .send_if_modified(|s| std::mem::replace(&mut s.guarded, guard) != guard);
         number
     }
 
@@ -169,7 +239,14 @@ impl Cni {
 
     /// What keeps pods from being held, if anything does.
     pub(crate) fn problem(&self) -> Option<String> {
-        self.0.installer.as_ref()?.problem()
+        let why = self.0.installer.as_ref()?.problem()?;
+        Some(match self.0.guard {
+            Guard::Never => format!("new pods aren't held: {why}"),
+            Guard::WithoutPlugin | Guard::Always => format!(
+                "new pods can't be held, so what they send to destinations of policies is dropped until this node \
+                 knows them: {why}"
+            ),
+        })
     }
 
     /// Whether an earlier agent left word that a policy may concern such a pod.

@@ -208,7 +208,7 @@ impl Server {
         let selected = {
             let now = standing.borrow();
             let selected = now.scope.selects(&pod);
-            if !selected && now.selected.is_disjoint(addresses) {
+            if !selected && !now.guarded && now.selected.is_disjoint(addresses) {
                 return Ok(false);
             }
             selected

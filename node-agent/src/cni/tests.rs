@@ -48,7 +48,7 @@ fn what_was_registered_before_a_round_is_done_after_it() {
 fn a_lost_plan_frees_nobody_whom_an_earlier_agent_held() {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("cni.json");
-    let with_cache = || Cni::with(Some(CacheFile::new(path.clone())), None);
+    let with_cache = || Cni::with(Some(CacheFile::new(path.clone())), None, Guard::Never);
     let cni = with_cache();
     cni.unplanned();
     assert_eq!(cni.standing().borrow().planned, Some(false), "there was none");
@@ -73,4 +73,98 @@ fn a_teardown_frees_everybody() {
     let standing = cni.standing().borrow().clone();
     assert!(standing.planned == Some(false) && standing.selected.is_empty());
     assert!(!standing.scope.could_select_in("payments"));
+}
+
+/// A node's directories with a network in `10-n.conflist`, and what keeps the plugin in its chain.
+fn chained(directory: &std::path::Path, network: &str, guarded: bool) -> Cni {
+    for name in ["bin", "net.d"] {
+        std::fs::create_dir_all(directory.join(name)).expect("directory");
+    }
+    std::fs::write(directory.join("plugin"), "program").expect("written");
+    std::fs::write(directory.join("net.d/10-n.conflist"), network).expect("written");
+    let places = install::Places {
+        plugin: directory.join("plugin"),
+        programs: directory.join("bin"),
+        networks: directory.join("net.d"),
+    };
+    let installer = Installer::new(places, spillway_cni::config::Entry::default());
+    Cni::chained(directory.join("cni.json"), installer, guarded)
+}
+
+const LIST: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#;
+
+#[test]
+fn where_nothing_can_be_chained_the_guard_stands_and_says_why() {
+    let directory = tempfile::tempdir().expect("directory");
+    let mut inputs = fixtures::source();
+    let chain_only = chained(directory.path(), "{", false);
+    chain_only.begin(&mut inputs);
+    assert!(!inputs.guard, "as the operator chose");
+    assert_eq!(chain_only.first_packets(), FirstPackets::Open);
+    let problem = chain_only.problem().expect("a problem");
+    assert!(
+        problem.contains("aren't held") && problem.contains("10-n.conflist"),
+        "{problem}"
+    );
+
+    let cni = chained(directory.path(), "{", true);
+    cni.begin(&mut inputs);
+    assert!(inputs.guard && cni.standing().borrow().guarded);
+    assert_eq!(cni.first_packets(), FirstPackets::Guard);
+    let problem = cni.problem().expect("a problem");
+    assert!(
+        problem.contains("dropped") && problem.contains("10-n.conflist"),
+        "{problem}"
+    );
+
+    std::fs::remove_file(directory.path().join("net.d/10-n.conflist")).expect("removed");
+    let empty = Cni::chained(
+        directory.path().join("cni.json"),
+        cni.0.installer.clone().expect("one"),
+        true,
+    );
+    cni.0.installer.as_ref().expect("one").ensure();
+    assert!(empty.problem().expect("a problem").contains("cni.confDir"));
+}
+
+#[test]
+fn the_guard_stands_while_pods_may_have_passed_the_plugin_by() {
+    let directory = tempfile::tempdir().expect("directory");
+    let cni = chained(directory.path(), LIST, true);
+    let mut changed = cni.chain();
+    let mut inputs = fixtures::source();
+    cni.begin(&mut inputs);
+    assert!(inputs.guard, "it was put in only now");
+    assert!(cni.lifts().is_some() && changed.has_changed().expect("open"));
+    assert_eq!((cni.first_packets(), cni.problem()), (FirstPackets::Chain, None));
+
+    // Another agent finds it in place.
+    changed.mark_unchanged();
+    let text = std::fs::read_to_string(directory.path().join("net.d/10-n.conflist")).expect("readable");
+    let next = chained(directory.path(), &text, true);
+    next.begin(&mut inputs);
+    assert!(!inputs.guard && next.lifts().is_none());
+
+    // The CNI's own agent writes it anew.
+    let mut changed = next.chain();
+    std::fs::write(directory.path().join("net.d/10-n.conflist"), LIST).expect("written");
+    next.0.installer.as_ref().expect("one").ensure();
+    assert!(changed.has_changed().expect("open"), "the loop is woken");
+    changed.mark_unchanged();
+    next.begin(&mut inputs);
+    assert!(inputs.guard && next.standing().borrow().guarded);
+}
+
+#[test]
+fn off_and_guard_leave_no_sandbox_whose_end_nobody_would_tell() {
+    for (cni, guard, said) in [
+        (Cni::off(), false, FirstPackets::Off),
+        (Cni::guarded(), true, FirstPackets::Guard),
+    ] {
+        cni.restore(&[Sandbox::default()]);
+        let mut inputs = fixtures::source();
+        cni.begin(&mut inputs);
+        assert!(inputs.sandboxes.is_empty());
+        assert_eq!((inputs.guard, cni.first_packets()), (guard, said));
+    }
 }
