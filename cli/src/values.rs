@@ -76,7 +76,7 @@ impl Cni {
             }
         };
         match assignment.key.as_str() {
-            "cni.mode" => self.mode = Some(one_of(assignment, &["Chain", "Off"])?),
+            "cni.mode" => self.mode = Some(one_of(assignment, &["Auto", "Chain", "Guard", "Off"])?),
             "cni.binDir" => self.bin_dir = directory()?,
             "cni.confDir" => self.conf_dir = directory()?,
             "cni.waitSeconds" => {

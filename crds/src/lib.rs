@@ -39,5 +39,8 @@ pub const VERSION: &str = "v1alpha1";
 pub const SINGLETON: &str = "current";
 /// Namespace that both charts install into.
 pub const NAMESPACE: &str = "spillway-system";
+/// Key of a taint that whoever makes nodes may give them: the member agent takes it away once the node's agent has
+/// programmed the plan and holds pods.
+pub const STARTUP_TAINT: &str = "spillway.io/agent-not-ready";
 /// Annotation on a planned object: the digest of its content as the hub computed it.
 pub const DIGEST_ANNOTATION: &str = "member.spillway.io/digest";

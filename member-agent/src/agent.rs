@@ -26,7 +26,7 @@ use crate::progress::Progress;
 use crate::published::Published;
 use crate::tasks::Tasks;
 use crate::uplink::MemberReport;
-use crate::{network, overlay, report, status};
+use crate::{network, overlay, report, status, taint};
 
 /// Settings of the process.
 #[derive(Clone, Debug)]
@@ -158,6 +158,12 @@ pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
             progress,
         };
         let mut tasks = Tasks::default();
+        let tainted = taint::Sources {
+            nodes: nodes.clone(),
+            egress: egress.clone(),
+            store: store.clone(),
+        };
+        tasks.spawn("startup taints", taint::run(client.clone(), tainted));
         tasks.spawn(
             "overlay addresses",
             overlay::run(client.clone(), store.clone(), nodes, egress),

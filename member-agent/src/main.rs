@@ -19,6 +19,7 @@ mod progress;
 mod published;
 mod report;
 mod status;
+mod taint;
 mod tasks;
 mod uplink;
 

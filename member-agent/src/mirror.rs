@@ -3,7 +3,7 @@
 //! A watch ends every 20 s and is opened again, so a connection that died silently is noticed 25 s after it
 //! did at the latest; what the copy holds stays usable meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -32,6 +32,8 @@ const PATIENT_WAIT: Duration = Duration::from_secs(60);
 
 struct Kept<K> {
     objects: Objects<K>,
+    /// Objects that are there and were never read.
+    unreadable: BTreeSet<String>,
     state: State,
     trouble: Option<Trouble>,
 }
@@ -122,6 +124,15 @@ impl<K> Mirror<K> {
             .cloned()
     }
 
+    /// Names of objects that are there and of which no version could be read.
+    pub(crate) fn unreadable(&self) -> BTreeSet<String> {
+        self.copy
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .unreadable
+            .clone()
+    }
+
     /// Says when something changed.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.version.clone()
@@ -136,6 +147,7 @@ pub(crate) struct Keeper<K: Resource> {
     copy: Arc<RwLock<Kept<K>>>,
     version: watch::Sender<u64>,
     fresh: Objects<K>,
+    fresh_unreadable: BTreeSet<String>,
     failing: bool,
     patient: bool,
 }
@@ -148,6 +160,7 @@ pub(crate) fn mirror<K: Resource>(
 ) -> (Mirror<K>, Keeper<K>) {
     let copy = Arc::new(RwLock::new(Kept {
         objects: Objects::new(),
+        unreadable: BTreeSet::new(),
         state: State::Unread,
         trouble: None,
     }));
@@ -163,6 +176,7 @@ pub(crate) fn mirror<K: Resource>(
         copy,
         version,
         fresh: Objects::new(),
+        fresh_unreadable: BTreeSet::new(),
         failing: false,
         patient: false,
     };
@@ -255,7 +269,10 @@ where
 
     fn take(&mut self, event: Event<DeserializeGuard<K>>) {
         match event {
-            Event::Init => self.fresh.clear(),
+            Event::Init => {
+                self.fresh.clear();
+                self.fresh_unreadable.clear();
+            }
             Event::InitApply(object) => {
                 let name = object.name_any();
                 // An object that can't be read any more keeps its last good version.
@@ -269,23 +286,40 @@ where
                 let readable = self.readable(object).map(|(_, object)| object);
                 if let Some(object) = readable.or(known) {
                     self.fresh.insert(name, object);
+                } else {
+                    self.fresh_unreadable.insert(name);
                 }
             }
             Event::InitDone => {
                 let fresh = std::mem::take(&mut self.fresh);
+                let unreadable = std::mem::take(&mut self.fresh_unreadable);
                 self.change(|copy| {
                     copy.objects = fresh;
+                    copy.unreadable = unreadable;
                     copy.state = State::Synced;
                 });
             }
             Event::Apply(object) => {
+                let name = object.name_any();
                 if let Some((name, object)) = self.readable(object) {
-                    self.change(|copy| drop(copy.objects.insert(name, object)));
+                    self.change(|copy| {
+                        copy.unreadable.remove(&name);
+                        copy.objects.insert(name, object);
+                    });
+                } else {
+                    self.change(|copy| {
+                        if !copy.objects.contains_key(&name) {
+                            copy.unreadable.insert(name);
+                        }
+                    });
                 }
             }
             Event::Delete(object) => {
                 let name = object.name_any();
-                self.change(|copy| drop(copy.objects.remove(&name)));
+                self.change(|copy| {
+                    copy.unreadable.remove(&name);
+                    copy.objects.remove(&name);
+                });
             }
         }
     }
@@ -400,5 +434,16 @@ mod tests {
         }
         let names: Vec<_> = mirror.objects().into_keys().collect();
         assert_eq!(names, ["n1"], "its overlay address isn't free");
+        assert_eq!(
+            mirror.unreadable(),
+            ["n2".to_owned()].into(),
+            "nor is that of one that was never read"
+        );
+        keeper.take(Event::Apply(unreadable("n3")));
+        keeper.take(Event::Delete(unreadable("n2")));
+        assert_eq!(mirror.unreadable(), ["n3".to_owned()].into());
+        let good = EgressNode::new("n3", EgressNodeSpec::default());
+        keeper.take(Event::Apply(DeserializeGuard(Ok(good))));
+        assert!(mirror.unreadable().is_empty());
     }
 }

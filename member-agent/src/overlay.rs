@@ -22,6 +22,15 @@ struct Changes {
     write: BTreeMap<String, EgressNodeSpec>,
     delete: BTreeSet<String>,
     without: BTreeSet<String>,
+    /// Nodes that get no address while some object can't be read: theirs might be that one's.
+    held: BTreeSet<String>,
+}
+
+/// What tells this life of a node from those before.
+pub(crate) fn incarnation(node: &Node) -> Option<String> {
+    let boot = node.status.as_ref()?.node_info.as_ref()?.boot_id.as_str();
+    let uid = node.metadata.uid.as_deref()?;
+    Some(format!("{uid}/{boot}"))
 }
 
 /// Addresses of the given type, as the node's status lists them.
@@ -33,13 +42,25 @@ pub(crate) fn addresses<'a>(node: &'a Node, kind: &'a str) -> impl Iterator<Item
         .map(|a| a.address.as_str())
 }
 
-/// `recorded` holds the addresses given so far; it is ahead of `existing` until the watch has caught up.
+/// `recorded` holds the addresses given so far; it is ahead of `existing` until the watch has caught up. `unreadable` are
+/// objects of which no version could be read.
 fn changes(
     prefix: &MemberPrefix,
     nodes: &Objects<Node>,
-    existing: &Objects<EgressNode>,
+    (existing, unreadable): (&Objects<EgressNode>, &BTreeSet<String>),
     recorded: &BTreeMap<String, AddressPair>,
 ) -> Changes {
+    let doubtful = unreadable.iter().any(|name| nodes.contains_key(name));
+    let held: BTreeSet<String> = nodes
+        .keys()
+        .filter(|name| doubtful && !recorded.contains_key(*name))
+        .cloned()
+        .collect();
+    let nodes: Objects<Node> = nodes
+        .iter()
+        .filter(|(name, _)| !held.contains(*name))
+        .map(|(name, node)| (name.clone(), node.clone()))
+        .collect();
     let mut assignment = assign(prefix, recorded, nodes.keys().map(String::as_str));
     let write = nodes
         .iter()
@@ -47,6 +68,7 @@ fn changes(
             let spec = EgressNodeSpec {
                 overlay: assignment.nodes.remove(name).unwrap_or_default(),
                 underlay: first_of_each_family(addresses(node, "InternalIP")),
+                incarnation: incarnation(node),
             };
             (name.clone(), spec)
         })
@@ -54,13 +76,15 @@ fn changes(
         .collect();
     let delete = existing
         .keys()
-        .filter(|name| !nodes.contains_key(*name))
+        .chain(unreadable)
+        .filter(|name| !nodes.contains_key(*name) && !held.contains(*name))
         .cloned()
         .collect();
     Changes {
         write,
         delete,
         without: assignment.without,
+        held,
     }
 }
 
@@ -71,6 +95,7 @@ struct Controller {
     existing: Mirror<EgressNode>,
     recorded: BTreeMap<String, AddressPair>,
     complained: BTreeSet<String>,
+    held: BTreeSet<String>,
     bad_prefix: Option<PrefixPair>,
 }
 
@@ -89,6 +114,7 @@ pub(crate) async fn run(
         existing,
         recorded: BTreeMap::new(),
         complained: BTreeSet::new(),
+        held: BTreeSet::new(),
         bad_prefix: None,
     });
     control::run("overlay addresses", wake, || async {
@@ -122,7 +148,14 @@ impl Controller {
                 .entry(name.clone())
                 .or_insert_with(|| object.spec.overlay.clone());
         }
-        let changes = changes(&prefix, &self.nodes.objects(), &existing, &self.recorded);
+        let unreadable = self.existing.unreadable();
+        let seen = (&existing, &unreadable);
+        let changes = changes(&prefix, &self.nodes.objects(), seen, &self.recorded);
+        if !changes.held.is_empty() && changes.held != self.held {
+            tracing::error!(nodes = ?changes.held, ?unreadable, "these nodes get no overlay address while the EgressNodes \
+                that can't be read are there: mend or delete those");
+        }
+        self.held.clone_from(&changes.held);
         for node in changes.without.difference(&self.complained) {
             tracing::error!(
                 node,
@@ -164,7 +197,7 @@ impl Controller {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{NodeAddress, NodeStatus};
+    use k8s_openapi::api::core::v1::{NodeAddress, NodeStatus, NodeSystemInfo};
 
     use super::*;
 
@@ -196,7 +229,12 @@ mod tests {
     }
 
     fn looked(nodes: &Objects<Node>, existing: &Objects<EgressNode>) -> Changes {
-        changes(&prefix(), nodes, existing, &recorded(existing))
+        changes(
+            &prefix(),
+            nodes,
+            (existing, &BTreeSet::new()),
+            &recorded(existing),
+        )
     }
 
     #[test]
@@ -231,12 +269,61 @@ mod tests {
     }
 
     #[test]
+    fn an_object_that_cant_be_read_keeps_its_address_from_others() {
+        let nodes: Objects<Node> = [node("a", &[]), node("b", &[]), node("c", &[])].into();
+        let known = BTreeMap::from([("c".to_owned(), prefix().address(3))]);
+        let look = |nodes, unreadable: &[&str]| {
+            let unreadable = unreadable.iter().map(|n| (*n).to_owned()).collect();
+            changes(&prefix(), nodes, (&Objects::new(), &unreadable), &known)
+        };
+        let doubtful = look(&nodes, &["a"]);
+        assert_eq!(
+            doubtful.write.keys().collect::<Vec<_>>(),
+            ["c"],
+            "whose address is known"
+        );
+        assert_eq!(doubtful.held, ["a".to_owned(), "b".to_owned()].into());
+        assert!(doubtful.delete.is_empty() && doubtful.without.is_empty());
+        let gone = look(&nodes, &["d"]);
+        assert_eq!(gone.delete, ["d".to_owned()].into(), "its node is gone");
+        assert_eq!((gone.write.len(), gone.held.len()), (3, 0));
+    }
+
+    #[test]
+    fn another_life_of_a_node_is_another_generation() {
+        let (name, first) = node("a", &["10.0.0.1"]);
+        let life = |uid: &str, boot: &str| {
+            let mut node = Node::clone(&first);
+            node.metadata.uid = Some(uid.into());
+            let info = NodeSystemInfo {
+                boot_id: boot.into(),
+                ..NodeSystemInfo::default()
+            };
+            node.status.as_mut().expect("a status").node_info = Some(info);
+            Objects::from([(name.clone(), Arc::new(node))])
+        };
+        let spec = looked(&life("u", "1"), &Objects::new())
+            .write
+            .remove("a")
+            .expect("new");
+        assert_eq!(spec.incarnation.as_deref(), Some("u/1"));
+        let existing: Objects<EgressNode> = [("a".to_owned(), Arc::new(EgressNode::new("a", spec)))].into();
+        assert!(looked(&life("u", "1"), &existing).write.is_empty());
+        assert_eq!(looked(&life("u", "2"), &existing).write.len(), 1, "rebooted");
+        assert_eq!(
+            looked(&life("v", "1"), &existing).write.len(),
+            1,
+            "registered anew"
+        );
+    }
+
+    #[test]
     fn an_address_just_given_stays_while_the_watch_lags() {
         let nodes: Objects<Node> = [node("b", &[])].into();
         let first = looked(&nodes, &Objects::new());
         let given = BTreeMap::from([("b".to_owned(), first.write["b"].overlay.clone())]);
         let nodes: Objects<Node> = [node("a", &[]), node("b", &[])].into();
-        let second = changes(&prefix(), &nodes, &Objects::new(), &given);
+        let second = changes(&prefix(), &nodes, (&Objects::new(), &BTreeSet::new()), &given);
         assert_eq!(second.write["b"], first.write["b"]);
         assert_ne!(second.write["a"].overlay, first.write["b"].overlay);
     }

@@ -192,7 +192,7 @@ mod tests {
                     ipv4: Some("100.64.4.1".into()),
                     ipv6: None,
                 },
-                underlay: AddressPair::default(),
+                ..EgressNodeSpec::default()
             },
         );
         node.status = Some(EgressNodeStatus {

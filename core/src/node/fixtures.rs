@@ -52,6 +52,7 @@ pub fn node_of(id: u8) -> EgressNodeSpec {
     EgressNodeSpec {
         overlay: addresses(&format!("100.64.{}.1", id * 4), &format!("fd64:5711:0:{id}::1")),
         underlay: addresses(&format!("10.0.0.{id}"), &format!("fd00:10::{id}")),
+        incarnation: None,
     }
 }
 
@@ -307,6 +308,7 @@ pub fn second_node() -> EgressNodeSpec {
     EgressNodeSpec {
         overlay: addresses("100.64.8.2", "fd64:5711:0:2::2"),
         underlay: addresses("10.0.0.12", "fd00:10::12"),
+        incarnation: None,
     }
 }
 

@@ -44,6 +44,11 @@ pub struct EgressNodeSpec {
     /// The node's internal addresses.
     #[serde(default)]
     pub underlay: AddressPair,
+    /// Tells this life of the node from those before: `UID/BOOT` of the `Node` object and of its machine's last boot. A
+    /// status that was written for an earlier generation says nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub incarnation: Option<String>,
 }
 
 /// How a pod's first packets are kept from leaving otherwise than its policies say.
