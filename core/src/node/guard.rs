@@ -13,7 +13,7 @@ use spillway_crds::member::{API_SERVER, NODE_ADDRESSES, SERVICE_RANGES};
 use super::flatten::{Claim, flatten};
 use super::inputs::{NodeInputs, NodePlan, Pod};
 use super::interval::{Family, Interval, union};
-use super::select::{Selection, destinations};
+use super::select::{Selection, Taken, destinations};
 
 /// What the guard goes by.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +55,7 @@ pub(super) fn pod_ranges(inputs: &NodeInputs) -> Vec<Interval> {
 /// What any policy claims.
 fn claimed(plan: &NodePlan) -> Vec<Interval> {
     let claims = plan.policies.iter().map(|policy| {
-        let (cidrs, except) = destinations(policy);
+        let Taken { cidrs, except, .. } = destinations(policy);
         Claim {
             cidrs,
             except,

@@ -108,7 +108,7 @@ pub(super) fn owners(pods: &[Pod]) -> BTreeMap<IpAddr, &Pod> {
 pub(super) fn select(ways: &Ways) -> Selection {
     let Ways { inputs, plan, .. } = ways;
     let policies = in_order(plan);
-    let parsed: Vec<(Vec<IpNet>, Vec<IpNet>)> = policies.iter().map(|p| destinations(p)).collect();
+    let parsed: Vec<Taken> = policies.iter().map(|p| destinations(p)).collect();
     let mut selection = Selection::default();
     let mut names: BTreeMap<Vec<usize>, String> = BTreeMap::new();
     let pods = settled(&inputs.pods, &inputs.sandboxes);
@@ -136,9 +136,13 @@ pub(super) fn select(ways: &Ways) -> Selection {
                 let claims: Vec<Claim<Verdict>> = chosen
                     .iter()
                     .map(|i| Claim {
-                        cidrs: parsed[*i].0.clone(),
-                        except: parsed[*i].1.clone(),
-                        verdict: ways.resolve(policies[*i], family),
+                        cidrs: parsed[*i].cidrs.clone(),
+                        except: parsed[*i].except.clone(),
+                        verdict: if parsed[*i].guessed {
+                            blocked(policies[*i])
+                        } else {
+                            ways.resolve(policies[*i], family)
+                        },
                     })
                     .collect();
                 flatten(&claims, family)
@@ -151,21 +155,39 @@ pub(super) fn select(ways: &Ways) -> Selection {
     selection
 }
 
-/// What a policy claims and leaves alone. An entry that can't be read is left out: the hub has refused
-/// such a policy, and [`super::problems()`] names it.
-pub(super) fn destinations(policy: &PlannedPolicySpec) -> (Vec<IpNet>, Vec<IpNet>) {
+/// What a policy takes.
+pub(super) struct Taken {
+    pub(super) cidrs: Vec<IpNet>,
+    /// What of it the policy leaves alone.
+    pub(super) except: Vec<IpNet>,
+    /// None of its destinations can be read, so that everything could be one.
+    guessed: bool,
+}
+
+/// What a policy takes. An entry that can't be read is left out: the hub has refused such a policy, and
+/// [`super::problems()`] names it.
+pub(super) fn destinations(policy: &PlannedPolicySpec) -> Taken {
     let read = |list: &[String]| -> Vec<IpNet> {
         list.iter()
             .filter_map(|s| s.parse().ok())
             .map(|n: IpNet| n.trunc())
             .collect()
     };
-    let cidrs = if policy.to.cidrs.is_empty() {
-        Family::BOTH.map(Family::everything).to_vec()
-    } else {
-        read(&policy.to.cidrs)
-    };
-    (cidrs, read(&policy.to.except))
+    let mut cidrs = read(&policy.to.cidrs);
+    let guessed = cidrs.is_empty() && !policy.to.cidrs.is_empty();
+    if cidrs.is_empty() {
+        cidrs.extend(Family::BOTH.map(Family::everything));
+    }
+    Taken {
+        cidrs,
+        except: read(&policy.to.except),
+        guessed,
+    }
+}
+
+/// What becomes of packets that a policy may not have been meant to take: they take no gateway.
+fn blocked(policy: &PlannedPolicySpec) -> Option<Verdict> {
+    (policy.on_unavailable == OnUnavailable::Block).then_some(Verdict::Block)
 }
 
 /// A name that depends on the policies' names alone, so that a policy's edit changes a map's elements and

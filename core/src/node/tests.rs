@@ -155,6 +155,24 @@ fn without_a_plan_and_after_a_teardown_nothing_is_wanted() {
 }
 
 #[test]
+fn a_policy_none_of_whose_destinations_can_be_read_blocks_or_lets_be() {
+    let mut inputs = fixtures::source();
+    plan(&mut inputs).policies[0].to.cidrs = vec!["198.51.100.0/33".into()];
+    let state = compile(&inputs);
+    nft_accepts(&state);
+    for destination in ["198.51.100.1", "192.0.2.1"] {
+        assert_eq!(
+            verdict_of(&state, "10.244.0.5", destination),
+            Some(Verdict::Block)
+        );
+    }
+    assert_eq!(verdict_of(&state, "10.244.0.5", "198.51.100.9"), None, "excepted");
+    assert!(problems(&inputs).iter().any(|p| p.contains("198.51.100.0/33")));
+    plan(&mut inputs).policies[0].on_unavailable = OnUnavailable::NodeIP;
+    assert_eq!(verdict_of(&compile(&inputs), "10.244.0.5", "198.51.100.1"), None);
+}
+
+#[test]
 fn a_policy_without_any_gateway_blocks_or_lets_be() {
     let mut inputs = fixtures::source();
     plan(&mut inputs).gateways[0].nodes.clear();

@@ -41,9 +41,12 @@ pub(super) fn plans<'a>(
 ) -> Made {
     let mut usage = Usage::default();
     let mut waiting = BTreeSet::new();
-    for policy in policies.iter().filter(|p| p.planned()) {
+    for policy in policies.iter() {
         for member in &policy.selected {
             usage.policies.entry(member).or_default().push(policy);
+        }
+        if !policy.readable {
+            continue;
         }
         for egress in &policy.through {
             if identities.awaited(egress) {
@@ -102,7 +105,6 @@ impl<'a> Maker<'a, '_> {
     fn prepare(mut self, policies: &'a Policies<'a>) -> Self {
         self.prepared = policies
             .iter()
-            .filter(|p| p.planned())
             .map(|p| (&p.input.source, Resource::Policy(self.policy(p)).into()))
             .collect();
         self
@@ -163,10 +165,11 @@ impl<'a> Maker<'a, '_> {
             created: input.created,
             namespaces: input.namespaces.clone(),
             pods: input.pods.clone(),
-            to: policy.to.clone().unwrap_or_default(),
+            to: policy.to.clone(),
             through: policy
                 .through
                 .iter()
+                .filter(|_| policy.readable)
                 .filter_map(|e| {
                     Some(PlannedThrough {
                         gateway: e.gateway.clone(),

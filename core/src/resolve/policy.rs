@@ -27,8 +27,11 @@ pub(super) struct Policy<'a> {
     pub(super) faults: Vec<Fault>,
     /// What can be used of `through`, in order.
     pub(super) through: Vec<Egress>,
-    /// Destinations that could be read. `None` where none could: there is nothing to plan then.
-    pub(super) to: Option<Destinations>,
+    /// What of its destinations could be read.
+    pub(super) to: Destinations,
+    /// True where some of them could. Where none could, nobody knows what it was meant to take: it is planned for
+    /// everything and without a gateway, so that its `onUnavailable` rules.
+    pub(super) readable: bool,
 }
 
 /// Identities: those recorded, and those that could not be given at all.
@@ -160,11 +163,18 @@ impl<'a> Policy<'a> {
         let cidrs = prefixes("cidrs", &input.to.cidrs, &mut faults);
         let except = prefixes("except", &input.to.except, &mut faults);
         check_families(&cidrs, &through, &mut faults);
-        // An empty list means everything, so a list of which nothing could be read must not become one.
-        let to = (input.to.cidrs.is_empty() || !cidrs.is_empty()).then(|| Destinations {
+        if cidrs.is_empty()
+            && let Some(fault) = faults
+                .iter_mut()
+                .find(|f| f.message.starts_with("spec.to.cidrs["))
+        {
+            fault.message += "; none of spec.to.cidrs can be read, so spec.onUnavailable rules for everything that its pods send";
+        }
+        let readable = input.to.cidrs.is_empty() || !cidrs.is_empty();
+        let to = Destinations {
             cidrs: cidrs.into_iter().map(|(_, net)| net.to_string()).collect(),
             except: except.into_iter().map(|(_, net)| net.to_string()).collect(),
-        });
+        };
         let selected = members
             .iter()
             .filter(|(_, m)| input.members.matches(&m.labels))
@@ -176,12 +186,8 @@ impl<'a> Policy<'a> {
             faults,
             through,
             to,
+            readable,
         }
-    }
-
-    /// True where the policy is part of the selected members' plans.
-    pub(super) const fn planned(&self) -> bool {
-        self.to.is_some()
     }
 }
 

@@ -152,7 +152,7 @@ impl<'a> Allotter<'a, '_> {
     /// What comes next for each gateway.
     pub(super) fn run(&self, gateways: &Gateways<'a>) -> BTreeMap<String, Allotted> {
         let mut claims: BTreeMap<&str, BTreeMap<IpAddr, BTreeSet<&str>>> = BTreeMap::new();
-        for policy in self.policies.iter().filter(|p| p.planned()) {
+        for policy in self.policies.iter().filter(|p| p.readable) {
             for egress in &policy.through {
                 let by_address = claims.entry(&egress.gateway).or_default();
                 for address in egress.addresses.iter() {

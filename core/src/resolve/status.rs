@@ -216,7 +216,7 @@ impl View<'_, '_> {
         PolicyOutcome {
             egress,
             selected: policy.selected.iter().map(|m| (*m).to_owned()).collect(),
-            programmed: if policy.planned() {
+            programmed: if policy.readable {
                 lacking.programmed(programmed)
             } else {
                 0

@@ -76,14 +76,30 @@ fn faults_of_policies_have_their_reasons() {
 }
 
 #[test]
-fn destinations_that_cannot_be_read_never_become_everything() {
+fn destinations_none_of_which_can_be_read_block_everything_and_lead_nowhere() {
     let mut state = typical();
+    settle(&mut state);
+    let identities = state.gateways[0].identities.clone();
     state.policies[0].to.cidrs = vec!["198.51.100.7/24".into()];
+    state.policies[0].to.except = vec!["192.0.2.0/24".into()];
     let r = settle(&mut state);
-    assert!(planned_policy(&r, "shop", &state.policies[0]).is_none());
+    let planned = planned_policy(&r, "shop", &state.policies[0]).expect("it must not open the way");
+    assert!(
+        planned.through.is_empty(),
+        "nobody asked for all of it to take a gateway"
+    );
+    assert!(planned.to.cidrs.is_empty(), "whatever it was meant to take");
+    assert_eq!(planned.to.except, ["192.0.2.0/24"]);
+    assert_eq!(planned.on_unavailable, state.policies[0].on_unavailable);
+    let (ok, reason, message) = verdict(&r, &state.policies[0], ConditionType::Accepted);
+    assert_eq!((ok, reason.as_str()), (false, "InvalidCIDR"));
+    assert!(
+        message.contains("everything") && message.contains("onUnavailable"),
+        "{message}"
+    );
     assert_eq!(
-        verdict(&r, &state.policies[0], ConditionType::Accepted).1,
-        "InvalidCIDR"
+        state.gateways[0].identities, identities,
+        "its number is kept for it"
     );
 }
 
