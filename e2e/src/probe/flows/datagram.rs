@@ -30,6 +30,7 @@ pub(super) async fn datagrams(flow: Flow) -> FlowReport {
         repeated: 0,
         sources: BTreeSet::new(),
         broken: None,
+        stopped: None,
         meter: Meter::new(flow.plan.gap),
     };
     let mut from = None;
@@ -40,8 +41,11 @@ pub(super) async fn datagrams(flow: Flow) -> FlowReport {
         }
         Err(error) => run.broken = Some(format!("{error:#}")),
     }
-    if run.received < run.sent && !run.meter.is_new() {
-        run.meter.note(Instant::now());
+    if run.received < run.sent
+        && let Some(stopped) = run.stopped
+    {
+        // Waiting for late answers is not silence: nothing was sent any more.
+        run.meter.note(stopped);
     }
     let (longest, gaps) = run.meter.finish();
     FlowReport {
@@ -68,6 +72,8 @@ struct Run {
     repeated: u64,
     sources: BTreeSet<SocketAddr>,
     broken: Option<String>,
+    /// When it was told to send no more.
+    stopped: Option<Instant>,
     meter: Meter,
 }
 
@@ -93,6 +99,7 @@ impl Run {
                 },
                 () = late => return,
                 () = stopped(&mut stop), if end.is_none() => {
+                    self.stopped = Some(Instant::now());
                     end = Some(tokio::time::Instant::now() + LATE);
                 }
                 _ = ticks.tick(), if end.is_none() => {

@@ -252,6 +252,10 @@ fn lost_datagrams_are_counted() {
         "{flow:?}"
     );
     assert_eq!((flow.repeated, report.lost()), (1, flow.lost));
+    assert!(
+        flow.longest.unwrap().ms < 500.0,
+        "the wait for late answers is no gap: {flow:?}"
+    );
 }
 
 fn icmp_works() -> bool {
