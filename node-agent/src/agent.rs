@@ -312,6 +312,12 @@ impl<K: Kernel> Agent<K> {
         self.has_ports(ports::shares(&self.held));
         let held = self.applied.as_ref().map(|a| &a.desired.held);
         self.failover.done(&self.held, held);
+        let again = self.failover.to_announce();
+        if !again.is_empty()
+            && let Err(error) = self.kernel.announce(&again).await
+        {
+            tracing::warn!(node = self.held.node, %error, "egress IPs can't be announced once more");
+        }
         let found: Vec<String> = problems(&self.held)
             .into_iter()
             .chain(self.missing.clone())

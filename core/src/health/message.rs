@@ -25,6 +25,7 @@ const ANSWER: u8 = 2;
 const READY: u8 = 1;
 const YIELDING: u8 = 2;
 const COUNTS: u8 = 4;
+const HEARS: u8 = 8;
 const HEAD: usize = 28;
 
 /// What a node says of itself and of whom it talks to.
@@ -36,6 +37,8 @@ pub struct Said {
     pub yielding: bool,
     /// It would use the node that it talks to as it would any other: that one answers it, and for long enough.
     pub counts: bool,
+    /// It gets answers from the node that it talks to, or can't tell yet.
+    pub hears: bool,
     /// First eight bytes of the digest of the plan in its kernel; zero without any.
     pub programmed: [u8; 8],
 }
@@ -83,7 +86,10 @@ impl Message {
         let asked = &asked[..asked.len().min(MOST_ASKED)];
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
         let said = &self.said;
-        let flags = flag(said.ready, READY) | flag(said.yielding, YIELDING) | flag(said.counts, COUNTS);
+        let flags = flag(said.ready, READY)
+            | flag(said.yielding, YIELDING)
+            | flag(said.counts, COUNTS)
+            | flag(said.hears, HEARS);
         let count = u8::try_from(asked.len()).unwrap_or(0);
         let mut bytes = Vec::with_capacity(HEAD + 16 * asked.len());
         bytes.extend(MAGIC);
@@ -134,6 +140,7 @@ impl Message {
                 ready: flags & READY != 0,
                 yielding: flags & YIELDING != 0,
                 counts: flags & COUNTS != 0,
+                hears: flags & HEARS != 0,
                 programmed: fixed.get(16..24)?.try_into().ok()?,
             },
             body,
@@ -160,11 +167,14 @@ mod tests {
     use super::*;
 
     fn said() -> impl Strategy<Value = Said> {
-        any::<(bool, bool, bool, [u8; 8])>().prop_map(|(ready, yielding, counts, programmed)| Said {
-            ready,
-            yielding,
-            counts,
-            programmed,
+        any::<(bool, bool, bool, bool, [u8; 8])>().prop_map(|(ready, yielding, counts, hears, programmed)| {
+            Said {
+                ready,
+                yielding,
+                counts,
+                hears,
+                programmed,
+            }
         })
     }
 

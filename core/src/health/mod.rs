@@ -7,10 +7,12 @@
 //!                                     ▲
 //!  what it holds, who confirms ─► handover    what it keeps until a successor has it
 //!  message   the datagrams              reason   why an address moved, in words
+//!  announce  what neighbours are told once more
 //! ```
 //!
 //! Moments are [`Moment`]s, durations since any start that never goes back.
 
+pub mod announce;
 mod damper;
 pub mod handover;
 mod leaving;

@@ -2,7 +2,7 @@
 //!
 //! A node that sends and doesn't receive would take all egress IPs, since to it everybody else is dead. So a node that
 //! hears nobody steps back, unless something tells it that the others are gone rather than that it is deaf. And a node
-//! that its colleagues don't count steps back as well, so that all of them agree on who holds what.
+//! that its colleagues don't hear steps back as well, so that all of them agree on who holds what.
 
 use super::damper::Damper;
 use super::{Moment, Timing};
@@ -85,7 +85,7 @@ pub(super) struct Seen {
     pub(super) colleagues: bool,
     /// How many others it should hear.
     pub(super) expected: usize,
-    /// A colleague that this node gets no answer from doesn't count it, and nobody does.
+    /// A colleague that this node gets no answer from gets none from it, and nobody does.
     pub(super) mute: bool,
     /// The uplink.
     pub(super) uplink: Uplink,

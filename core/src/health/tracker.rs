@@ -220,16 +220,18 @@ impl Tracker {
             .filter_map(move |peer| Some((peer, peer.fresh(now, &self.timing)?)))
     }
 
+    /// A colleague that this node gets no answer from gets none from it either, and nobody does. One that is held down is
+    /// heard.
     fn mute(&self, now: Moment) -> bool {
-        let counted = self
+        let heard = self
             .peers
             .values()
             .filter_map(|p| p.fresh(now, &self.timing))
-            .any(|said| said.counts);
-        !counted
+            .any(|said| said.hears);
+        !heard
             && self
                 .colleagues(now)
-                .any(|(peer, said)| peer.dead() && said.ready && !said.counts)
+                .any(|(peer, said)| peer.dead() && said.ready && !said.hears)
     }
 
     fn note(&mut self, node: NodeRef, turn: Turn) {
@@ -259,15 +261,13 @@ impl Tracker {
 
     /// What to tell `node`.
     pub fn say(&self, node: &NodeRef) -> Said {
-        let ready = if self.role.gateway {
-            self.own.condition.fit()
-        } else {
-            self.programmed.is_some()
-        };
+        // Who isn't a gateway's node, or doesn't know it yet, forwards nothing.
+        let ready = self.role.gateway && self.own.condition.fit();
         Said {
             ready: ready && !self.leaving,
             yielding: self.yielding,
             counts: self.peers.get(node).is_none_or(Peer::counts),
+            hears: self.peers.get(node).is_none_or(|peer| !peer.dead()),
             programmed: self.programmed.unwrap_or_default(),
         }
     }

@@ -26,16 +26,30 @@ pub struct Liveness {
     pub kept: BTreeSet<IpAddr>,
 }
 
+/// How good a node is as a gateway's, best first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Rank {
+    /// It says itself that it is ready.
+    Answers,
+    /// Its cluster says so. It may not have heard of the gateway yet, and would drop what is sent to it.
+    Promised,
+    /// It asks to be left, or is to be.
+    Retires,
+}
+
 impl Liveness {
-    /// Whether the node asks to be left, or is to be; `None` where it can't be used at all.
-    fn retires(&self, node: &NodeRef, state: GatewayNodeState) -> Option<bool> {
+    /// `None` where the node can't be used at all.
+    fn rank(&self, node: &NodeRef, state: GatewayNodeState) -> Option<Rank> {
         if self.dead.contains(node) {
             return None;
         }
         if self.retiring.contains(node) || state == GatewayNodeState::Draining {
-            return Some(true);
+            return Some(Rank::Retires);
         }
-        (self.alive.contains(node) || state == GatewayNodeState::Ready).then_some(false)
+        if self.alive.contains(node) {
+            return Some(Rank::Answers);
+        }
+        (state == GatewayNodeState::Ready).then_some(Rank::Promised)
     }
 }
 
@@ -52,15 +66,15 @@ pub fn is_source_node(gateway: &PlannedGatewaySpec) -> bool {
 /// Nodes that carry `gateway` now, in the plan's order: all that are equally good, none worse than another that is
 /// there. Empty where it is unavailable.
 pub fn carriers<'a>(gateway: &'a PlannedGatewaySpec, liveness: &Liveness) -> Vec<&'a NodeRef> {
-    let usable: Vec<(bool, &NodeRef)> = gateway
+    let usable: Vec<(Rank, &NodeRef)> = gateway
         .nodes
         .iter()
-        .filter_map(|n| Some((liveness.retires(&n.node, n.state)?, &n.node)))
+        .filter_map(|n| Some((liveness.rank(&n.node, n.state)?, &n.node)))
         .collect();
-    let all_retire = usable.iter().all(|(retires, _)| *retires);
+    let best = usable.iter().map(|(rank, _)| *rank).min();
     usable
         .into_iter()
-        .filter(|(retires, _)| all_retire || !*retires)
+        .filter(|(rank, _)| Some(*rank) == best)
         .map(|(_, node)| node)
         .collect()
 }
@@ -142,6 +156,19 @@ mod tests {
             names(&gateway(&[("1", Ready), ("2", NotReady)]), &liveness),
             ["2"]
         );
+    }
+
+    #[test]
+    fn a_node_that_was_only_announced_waits_until_it_says_that_it_is_ready() {
+        let three = gateway(&[("1", Ready), ("2", Ready), ("3", Ready)]);
+        let mut liveness = Liveness {
+            alive: set(&["1"]),
+            retiring: set(&["3"]),
+            ..Liveness::default()
+        };
+        assert_eq!(names(&three, &liveness), ["1"]);
+        liveness.alive.clear();
+        assert_eq!(names(&three, &liveness), ["2"], "better than one that retires");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::{Timestamp, Unit};
+use spillway_core::health::announce::again;
 use spillway_core::health::message::abbreviated;
 use spillway_core::health::reason::{View, why_taken};
 use spillway_core::health::{Assignment, Handover, Leaving, Moment};
@@ -32,6 +33,8 @@ pub(super) struct Books {
     held: BTreeMap<IpAddr, String>,
     holdings: BTreeMap<IpAddr, Holding>,
     asked: BTreeMap<NodeRef, BTreeSet<IpAddr>>,
+    /// What to announce once more, though it hasn't moved.
+    again: BTreeSet<IpAddr>,
     /// What was compiled last.
     gateways: Option<Vec<PlannedGatewaySpec>>,
     liveness: Liveness,
@@ -47,6 +50,7 @@ impl Books {
         confirmed: &BTreeMap<NodeRef, BTreeSet<IpAddr>>,
     ) -> Option<Moment> {
         let left = self.leaving.step(now, before, inputs);
+        self.again.extend(again(before, inputs, &self.held));
         let kept = self.handover.step(now, &self.held, inputs, confirmed);
         inputs.liveness.kept = kept.addresses;
         self.asked = kept.successors;
@@ -125,6 +129,12 @@ impl Books {
             leaving: false,
             left: self.held.is_empty() || (asks && liveness.kept.is_empty()),
         }
+    }
+
+    /// What is still held of what is to be announced once more.
+    pub(super) fn take_again(&mut self) -> Vec<IpAddr> {
+        let again = std::mem::take(&mut self.again).into_iter();
+        again.filter(|a| self.held.contains_key(a)).collect()
     }
 
     pub(super) fn holdings(&self) -> Vec<Holding> {
