@@ -147,11 +147,13 @@ impl Tracker {
     fn judge(&mut self, now: Moment) {
         self.judge_all(now);
         // Who may be deaf changes nothing until it knows: to it, everybody else would seem dead.
-        let doubtful =
-            self.role.gateway && !self.role.colleagues.is_empty() && self.own.doubtful(&self.timing);
-        if !doubtful {
+        if !self.doubtful() {
             self.current = self.fresh_liveness();
         }
+    }
+
+    fn doubtful(&self) -> bool {
+        self.role.gateway && !self.role.colleagues.is_empty() && self.own.doubtful(&self.timing)
     }
 
     fn judge_all(&mut self, now: Moment) {
@@ -267,7 +269,8 @@ impl Tracker {
             ready: ready && !self.leaving,
             yielding: self.yielding,
             counts: self.peers.get(node).is_none_or(Peer::counts),
-            hears: self.peers.get(node).is_none_or(|peer| !peer.dead()),
+            // A node that is about to find itself deaf would make others think that they are mute.
+            hears: self.doubtful() || self.peers.get(node).is_none_or(|peer| !peer.dead()),
             programmed: self.programmed.unwrap_or_default(),
         }
     }
