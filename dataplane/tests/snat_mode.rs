@@ -452,3 +452,93 @@ async fn a_take_over_is_announced() {
     gateway.kernel.announce(&[ip(EIP4)]).await.expect("announce");
     eventually("announced on demand", || known(EIP4));
 }
+
+/// With the guard, what nobody has told the node of stays in, whichever table is missing; a pod that becomes known is one
+/// element in the kernel, and one that is no longer ends what it began.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_isnt_known_yet_stays_in() {
+    if !privileged() {
+        return;
+    }
+    let lab = Lab::new();
+    let _gateway = Node::start(&lab.gateway, fixtures::gateway()).await;
+    let everybody = NodeInputs {
+        guard: true,
+        ..fixtures::source()
+    };
+    let nobody = NodeInputs {
+        pods: Vec::new(),
+        ..everybody.clone()
+    };
+    let mut source = Node::start(&lab.source, nobody).await;
+    let clients = [&lab.pod, &lab.web];
+    for damage in [
+        "true",
+        "nft delete table inet spillway",
+        "nft flush chain inet spillway classify",
+        "nft delete table inet spillway_seal",
+    ] {
+        lab.source.run(damage);
+        lab.forget();
+        for client in clients {
+            for server in SERVERS {
+                assert_eq!(lab.udp(client, server), None, "{server} after: {damage}");
+                assert_eq!(lab.tcp(client, server), None, "{server} after: {damage}");
+            }
+        }
+        assert_eq!(lab.seen(), "", "after: {damage}");
+        // What no policy claims, and what stays in the cluster.
+        assert_eq!(lab.udp(&lab.pod, "192.0.2.7"), Some(ip("10.0.0.1")));
+        assert_eq!(lab.udp(&lab.pod, "198.51.100.9"), Some(ip("10.0.0.1")));
+        eventually("pod to pod", || Lab::ping(&lab.pod, "10.244.0.7"));
+        source.apply().await;
+    }
+
+    let mut inputs = everybody.clone();
+    inputs.facts = source
+        .kernel
+        .facts(&[ip("10.0.0.1")])
+        .await
+        .expect("facts")
+        .for_compiler(&inputs.settings.device);
+    let web = inputs.pods.pop().expect("web-0");
+    inputs.pods = vec![web];
+    source.desired = compile(&inputs);
+    let changes = source.kernel.apply(&source.desired).await.expect("apply");
+    assert_eq!(changes.len(), 2, "an element in either table:\n{changes}");
+    assert_eq!(lab.udp(&lab.web, SERVERS[0]), Some(ip("10.0.0.1")));
+    assert_eq!(lab.udp(&lab.pod, SERVERS[0]), None, "the other one isn't known");
+
+    let service = lab
+        .outside
+        .inside(|| UdpSocket::bind((SERVERS[0], 0)))
+        .expect("bind");
+    let began = lab.web.inside(|| UdpSocket::bind("0.0.0.0:0")).expect("bind");
+    assert_eq!(exchange(&began, &service), Some(ip("10.0.0.1")));
+    inputs.pods = everybody.pods;
+    inputs.pods[2].deleting = true;
+    source.desired = compile(&inputs);
+    source.apply().await;
+    assert_eq!(exchange(&began, &service), Some(ip("10.0.0.1")), "what it began");
+    assert_eq!(
+        lab.udp(&lab.web, SERVERS[0]),
+        None,
+        "its address may be another's"
+    );
+    for (server, eip) in SERVERS.into_iter().zip([EIP4, EIP6]) {
+        assert_eq!(
+            lab.udp(&lab.pod, server),
+            Some(ip(eip)),
+            "the selected one is known now"
+        );
+    }
+
+    inputs.guard = false;
+    source.desired = compile(&inputs);
+    source.apply().await;
+    assert!(
+        !lab.source.run("nft list ruleset").contains("unknown"),
+        "nothing of it is left"
+    );
+    assert_eq!(lab.udp(&lab.web, SERVERS[0]), Some(ip("10.0.0.1")));
+}

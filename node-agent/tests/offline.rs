@@ -181,3 +181,26 @@ fn a_source_node_goes_on_too() {
     wait("the state that `show` knows of", || node.as_stored());
     agent.ends_by("-TERM");
 }
+
+/// `nft flush ruleset` takes both tables. The agent hears of it and puts them back; what passes meanwhile isn't ours to say.
+#[test]
+fn a_flushed_ruleset_is_put_back() {
+    let node = Node::new(&fixtures::source(), 1);
+    let agent = node.agent();
+    wait("the first apply", || node.as_stored());
+    let script = "nft flush ruleset; begin=$(date +%s%N); \
+        until nft list table inet spillway_seal >/dev/null 2>&1; do :; done; echo $((($(date +%s%N) - begin) / 1000000))";
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        let output = node
+            .command(Path::new("sh"))
+            .args(["-c", script])
+            .output()
+            .expect("sh runs");
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        took.push(text.parse::<u64>().unwrap_or_else(|_| panic!("{output:?}")));
+        wait("the repair", || node.as_stored());
+    }
+    eprintln!("milliseconds until the seal was back: {took:?}");
+    agent.ends_by("-TERM");
+}

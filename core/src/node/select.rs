@@ -119,7 +119,7 @@ pub(super) fn select(ways: &Ways) -> Selection {
             .collect();
         if chosen.is_empty() {
             selection.bystanders.insert(address);
-            if !pod.removed && certain.contains(&address) {
+            if !pod.removed && !pod.deleting && certain.contains(&address) {
                 selection.known.insert(address);
             }
             continue;

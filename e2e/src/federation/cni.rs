@@ -132,6 +132,43 @@ impl Federation {
         .await
     }
 
+    /// Waits until a node's agent says how it keeps first packets in; gives what else it says.
+    pub async fn first_packets_become(&self, node: &str, wanted: &str) -> Result<String> {
+        let what = format!("first packets on {node} are kept by {wanted}");
+        let path = r#"jsonpath={.status.firstPackets} {.status.conditions[?(@.type=="Programmed")].message}"#;
+        let cluster = self.member_of(node)?;
+        eventually(PATIENCE, &what, || async {
+            let said = cluster.kubectl(&["get", "egressnode", node, "-o", path]).await?;
+            let (how, message) = said.split_once(' ').with_context(|| said.clone())?;
+            ensure!(how == wanted, "{said}");
+            Ok(message.to_owned())
+        })
+        .await
+    }
+
+    /// What a node's guard has dropped so far; none where there is no guard.
+    pub async fn dropped_by_the_guard(&self, node: &str) -> Result<Option<u64>> {
+        let list = ["nft", "list", "chain", "inet", "spillway", "unknown"];
+        let output = self.node(node)?.exec(&list).await?;
+        if output.code != 0 {
+            return Ok(None);
+        }
+        let words: Vec<&str> = output.stdout.split_whitespace().collect();
+        let counts = words.windows(2).filter(|pair| pair[0] == "packets");
+        Ok(Some(counts.filter_map(|pair| pair[1].parse::<u64>().ok()).sum()))
+    }
+
+    /// Waits until a node has its guard, or none.
+    pub async fn guarded(&self, node: &str, wanted: bool) -> Result<()> {
+        let what = format!("{node} has {} guard", if wanted { "its" } else { "no" });
+        eventually(PATIENCE, &what, || async {
+            let guarded = self.dropped_by_the_guard(node).await?.is_some();
+            ensure!(guarded == wanted, "it hasn't come to that");
+            Ok(())
+        })
+        .await
+    }
+
     /// Runs a command that rewrites a node's CNI configuration, as the CNI's own agent would; gives how long it took
     /// until our plugin was the last of the chain again.
     pub async fn cni_rewritten(&self, node: &str, command: &str) -> Result<Duration> {

@@ -13,6 +13,7 @@ mod hub;
 mod install;
 mod kernel;
 mod membership;
+mod registration;
 mod rest;
 mod shape;
 mod story;

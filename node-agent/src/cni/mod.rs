@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::sandbox::Sandbox;
@@ -68,7 +68,12 @@ struct Shared {
     cache: Option<CacheFile>,
     installer: Option<Arc<Installer>>,
     guard: Guard,
+    /// When this agent began.
+    began: Instant,
 }
+
+/// How long statuses of pods may take that started before this agent.
+const SETTLED: Duration = Duration::from_secs(15);
 
 /// When the guard stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -109,6 +114,7 @@ impl Cni {
             cache,
             installer,
             guard,
+            began: Instant::now(),
         }))
     }
 
@@ -138,19 +144,36 @@ impl Cni {
     }
 
     fn guards(&self) -> bool {
-        match (self.0.guard, &self.0.installer) {
-            (Guard::Never, _) => false,
-            (Guard::WithoutPlugin, Some(installer)) => {
-                installer.problem().is_some() || installer.doubted_until().is_some()
-            }
-            (Guard::WithoutPlugin, None) | (Guard::Always, _) => true,
+        match self.0.guard {
+            Guard::Never => false,
+            Guard::WithoutPlugin => self.why_open().is_some() || !self.installed_for_certain(),
+            Guard::Always => true,
         }
+    }
+
+    /// Whether no pod can start now, or has just started, without the plugin.
+    fn installed_for_certain(&self) -> bool {
+        let installer = self.0.installer.as_ref();
+        installer.is_some_and(|i| i.problem().is_none() && i.doubted_until().is_none())
+    }
+
+    /// Why new pods don't pass the plugin, where there is to be one.
+    fn why_open(&self) -> Option<String> {
+        let installer = self.0.installer.as_ref()?;
+        installer.problem().or_else(|| {
+            self.registry().unheard().map(|pod| {
+                format!(
+                    "pod {pod} got its network without the CNI plugin: the container runtime doesn't use the \
+                     configuration that the plugin was put into; cni.confDir must be where it looks"
+                )
+            })
+        })
     }
 
     /// What keeps pods' first packets from leaving otherwise than their policies say.
     pub(crate) fn first_packets(&self) -> FirstPackets {
         let installer = self.0.installer.as_ref();
-        match (self.0.guard, installer.map(|i| i.problem().is_some())) {
+        match (self.0.guard, installer.map(|_| self.why_open().is_some())) {
             (_, Some(false)) => FirstPackets::Chain,
             (Guard::Never, Some(true)) => FirstPackets::Open,
             (Guard::Never, None) => FirstPackets::Off,
@@ -166,7 +189,12 @@ impl Cni {
     /// Before the kernel is made to hold what `inputs` ask for: completes them by what the CNI gave out, and sees
     /// to it that plugin and cache know of the plan. Gives what [`Cni::finish`] is to be told.
     pub(crate) fn begin(&self, inputs: &mut NodeInputs) -> u64 {
-        let number = self.registry().complete(inputs);
+        let heard = self.0.began.elapsed() > SETTLED && self.installed_for_certain();
+        let number = {
+            let mut registry = self.registry();
+            registry.listen(&inputs.pods, heard);
+            registry.complete(inputs)
+        };
         let scope = {
             let standing = self.0.standing.borrow();
             (standing.planned != Some(true) || !standing.scope.is_of(inputs))
@@ -239,7 +267,7 @@ impl Cni {
 
     /// What keeps pods from being held, if anything does.
     pub(crate) fn problem(&self) -> Option<String> {
-        let why = self.0.installer.as_ref()?.problem()?;
+        let why = self.why_open()?;
         Some(match self.0.guard {
             Guard::Never => format!("new pods aren't held: {why}"),
             Guard::WithoutPlugin | Guard::Always => format!(

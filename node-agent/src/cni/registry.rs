@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use spillway_core::node::inputs::NodeInputs;
+use spillway_core::node::inputs::{NodeInputs, Pod};
 use spillway_core::node::sandbox::Sandbox;
 
 /// Ended pods that are remembered until the watch shows their end.
@@ -17,6 +17,10 @@ pub(super) struct Registry {
     number: u64,
     /// Uids of pods whose last sandbox went: their addresses are free, whatever their status says.
     gone: BTreeSet<String>,
+    /// Uids of pods without addresses whose ADD is still to come.
+    expected: BTreeSet<String>,
+    /// A pod that got its addresses without any ADD since the last one that came.
+    unheard: Option<String>,
 }
 
 impl Registry {
@@ -38,6 +42,7 @@ impl Registry {
             !outdated && old.pod.addresses.is_disjoint(&pod.addresses)
         });
         self.gone.remove(&pod.uid);
+        self.unheard = None;
         self.sandboxes.push(sandbox);
         self.number += 1;
         self.number
@@ -64,6 +69,34 @@ impl Registry {
         }
         self.number += 1;
         Some(self.number)
+    }
+
+    /// Looks whether pods get their addresses without an ADD, that is, whether the runtime uses the chain at all. `expected` is
+    /// false while some may well pass the plugin by; then nothing is concluded.
+    pub(super) fn listen(&mut self, pods: &[Pod], expected: bool) {
+        let heard = |pod: &Pod| {
+            let name = (&pod.namespace, &pod.name);
+            self.sandboxes
+                .iter()
+                .any(|s| (&s.pod.namespace, &s.pod.name) == name)
+        };
+        let mut waiting = BTreeSet::new();
+        let own = pods
+            .iter()
+            .filter(|p| !p.host_network && !p.finished && !p.removed);
+        for pod in own.filter(|p| expected && !heard(p)) {
+            if pod.addresses.is_empty() {
+                waiting.insert(pod.uid.clone());
+            } else if self.expected.contains(&pod.uid) && !self.gone.contains(&pod.uid) {
+                self.unheard = Some(format!("{}/{}", pod.namespace, pod.name));
+            }
+        }
+        self.expected = waiting;
+    }
+
+    /// The pod by which [`Self::listen`] found that out.
+    pub(super) fn unheard(&self) -> Option<&str> {
+        self.unheard.as_deref()
     }
 
     /// Completes the inputs by what is known here; gives the number up to which.
@@ -118,6 +151,46 @@ mod tests {
         second.interface = "net1".into();
         registry.add(second);
         assert_eq!(containers(&mut registry).len(), 3, "two interfaces");
+    }
+
+    #[test]
+    fn a_pod_that_gets_its_address_without_an_add_shows_that_nobody_uses_the_chain() {
+        let pod = |name: &str, address: &[&str]| Pod {
+            namespace: "n".into(),
+            name: name.into(),
+            uid: format!("uid-{name}"),
+            addresses: address.iter().map(|a| a.parse().expect("address")).collect(),
+            ..Pod::default()
+        };
+        let made = |name: &str, address: &str| Sandbox {
+            container: name.into(),
+            pod: pod(name, &[address]),
+            ..Sandbox::default()
+        };
+        let mut registry = Registry::default();
+        registry.listen(&[pod("a", &[]), pod("old", &["10.0.0.9"])], true);
+        registry.add(made("a", "10.0.0.1"));
+        registry.listen(&[pod("a", &["10.0.0.1"]), pod("b", &[])], true);
+        assert_eq!(
+            registry.unheard(),
+            None,
+            "its ADD came; of the old one nobody knows"
+        );
+        registry.listen(&[pod("b", &["10.0.0.2"])], false);
+        assert_eq!(registry.unheard(), None, "it may well have passed the plugin by");
+        registry.listen(&[pod("c", &[])], true);
+        registry.listen(&[pod("c", &["10.0.0.3"])], true);
+        assert_eq!(registry.unheard(), Some("n/c"));
+        registry.listen(&[pod("c", &["10.0.0.3"])], true);
+        assert_eq!(registry.unheard(), Some("n/c"), "until somebody is heard of");
+        registry.add(made("d", "10.0.0.4"));
+        assert_eq!(registry.unheard(), None);
+        // Made and ended before its status came.
+        registry.listen(&[pod("e", &[])], true);
+        registry.add(made("e", "10.0.0.5"));
+        registry.remove(|s| s.container == "e");
+        registry.listen(&[pod("e", &["10.0.0.5"])], true);
+        assert_eq!(registry.unheard(), None);
     }
 
     #[test]

@@ -4,8 +4,10 @@
 mod away;
 mod chain;
 mod gateways;
+mod guard;
 mod reuse;
 mod start;
+mod startup;
 
 use std::time::Duration;
 
@@ -26,6 +28,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
         scenario!("no-leak", away::a_node_boots_before_its_agent),
         scenario!("no-leak", chain::a_rewritten_chain_is_put_right),
+        scenario!("no-leak", guard::a_network_that_cant_be_chained_is_guarded),
+        scenario!("no-leak", guard::pods_start_while_the_chain_is_rewritten),
+        scenario!("no-leak", startup::a_new_node_gets_no_pod_before_its_agent),
         scenario!("no-leak", reuse::addresses_change_hands),
         scenario!("no-leak", gateways::no_gateway_node_is_there),
     ]
