@@ -490,7 +490,15 @@ async fn what_isnt_known_yet_stays_in() {
         // What no policy claims, and what stays in the cluster.
         assert_eq!(lab.udp(&lab.pod, "192.0.2.7"), Some(ip("10.0.0.1")));
         assert_eq!(lab.udp(&lab.pod, "198.51.100.9"), Some(ip("10.0.0.1")));
-        eventually("pod to pod", || Lab::ping(&lab.pod, "10.244.0.7"));
+        let service = lab.web.inside(|| UdpSocket::bind("0.0.0.0:7")).expect("bind");
+        let client = lab.pod.inside(|| UdpSocket::bind("0.0.0.0:0")).expect("bind");
+        client
+            .connect("10.244.0.7:7")
+            .and_then(|()| client.send(b"hello"))
+            .expect("sent");
+        service.set_read_timeout(Some(WAIT)).expect("timeout");
+        let (_, seen) = service.recv_from(&mut [0; 16]).expect("pod to pod");
+        assert_eq!(seen.ip(), ip("10.244.0.5"));
         source.apply().await;
     }
 
