@@ -55,7 +55,7 @@ pub(crate) enum Served<K> {
     /// Not now.
     No,
     /// By this API.
-    Yes(Api<DeserializeGuard<K>>),
+    Yes(Box<Api<DeserializeGuard<K>>>),
 }
 
 /// How much the copy can be trusted.
@@ -207,7 +207,12 @@ where
             let now = served.borrow_and_update().clone();
             match now {
                 Served::Yes(api) => {
-                    self.api = api;
+                    // Of finding out whether it is served.
+                    self.troubled(None);
+                    if self.now().0 == State::Absent {
+                        self.change(|copy| copy.state = State::Unread);
+                    }
+                    self.api = *api;
                     tokio::select! {
                         () = self.follow() => {}
                         event = served.changed() => if event.is_err() { return },
@@ -377,8 +382,8 @@ fn code(error: &watcher::Error) -> Option<u16> {
     match error {
         Error::InitialListFailed(kube::Error::Api(status))
         | Error::WatchStartFailed(kube::Error::Api(status))
-        | Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
-        Error::WatchError(status) => Some(status.code),
+        | Error::WatchFailed(kube::Error::Api(status))
+        | Error::WatchError(status) => Some(status.code),
         _ => None,
     }
 }

@@ -247,11 +247,12 @@ fn kubeadms_record() {
     );
     check(|o| kubeadm(o), &[record("a: [\n")], "", &["is no YAML"]);
     // A billion laughs.
-    let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
-    for i in 1..12 {
+    let line = |i: i32| {
         let alias = format!("*a{},", i - 1).repeat(10);
-        bomb += &format!("a{i}: &a{i} [{}]\n", alias.trim_end_matches(','));
-    }
+        format!("a{i}: &a{i} [{}]\n", alias.trim_end_matches(','))
+    };
+    let lines: String = (1..12).map(line).collect();
+    let bomb = format!("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n{lines}");
     check(|o| kubeadm(o), &[record(&bomb)], "", &["is no YAML"]);
     let deep = format!("a: {}", "[".repeat(100_000));
     check(|o| kubeadm(o), &[record(&deep)], "", &["is no YAML"]);

@@ -12,7 +12,7 @@ use serde_json::Value;
 use spillway_core::ranges::{Found, Reading};
 use tokio::sync::watch;
 
-use crate::mirror::{Keeper, Mirror, Objects, Served, State, mirror};
+use crate::mirror::{Keeper, Mirror, Objects, Served, State, Trouble, mirror};
 use crate::tasks::Tasks;
 
 type Parse = fn(&[Value]) -> Found;
@@ -27,7 +27,7 @@ pub(crate) struct Foreign {
 }
 
 /// A kind that comes with a CNI.
-struct Kind {
+struct CniKind {
     /// `plural.group`, which also is the name of its definition.
     name: &'static str,
     kind: &'static str,
@@ -38,43 +38,43 @@ struct Kind {
     parse: Parse,
 }
 
-static KINDS: [Kind; 6] = [
-    Kind {
+static KINDS: [CniKind; 6] = [
+    CniKind {
         name: "ippools.crd.projectcalico.org",
         kind: "IPPool",
         versions: &["v1"],
         api_service: None,
         parse: |o| spillway_core::ranges::calico(o),
     },
-    Kind {
+    CniKind {
         name: "ippools.projectcalico.org",
         kind: "IPPool",
         versions: &["v3"],
         api_service: Some("v3.projectcalico.org"),
         parse: |o| spillway_core::ranges::calico(o),
     },
-    Kind {
+    CniKind {
         name: "spiderippools.spiderpool.spidernet.io",
         kind: "SpiderIPPool",
         versions: &["v2beta1"],
         api_service: None,
         parse: |o| spillway_core::ranges::spider_pools(o),
     },
-    Kind {
+    CniKind {
         name: "spidercoordinators.spiderpool.spidernet.io",
         kind: "SpiderCoordinator",
         versions: &["v2beta1"],
         api_service: None,
         parse: |o| spillway_core::ranges::spider_coordinators(o),
     },
-    Kind {
+    CniKind {
         name: "ciliumnodes.cilium.io",
         kind: "CiliumNode",
         versions: &["v2"],
         api_service: None,
         parse: |o| spillway_core::ranges::cilium_nodes(o),
     },
-    Kind {
+    CniKind {
         name: "ciliumpodippools.cilium.io",
         kind: "CiliumPodIPPool",
         versions: &["v2", "v2alpha1"],
@@ -169,7 +169,7 @@ pub(crate) fn start(client: &Client, tasks: &mut Tasks) -> Vec<Foreign> {
 /// Says, whenever it changes, whether and by which version `kind` is served.
 async fn tell(
     client: Client,
-    kind: &'static Kind,
+    kind: &'static CniKind,
     sentinel: Mirror<DynamicObject>,
     served: watch::Sender<Served<DynamicObject>>,
 ) {
@@ -180,12 +180,14 @@ async fn tell(
         let version = match sentinel.state() {
             // Kubernetes itself serves the sentinels' kinds, but not every API server aggregates others.
             State::Absent => Ok(None),
-            State::Synced => Ok(kind.version(sentinel.objects().values().next().map(|o| &o.data))),
+            State::Synced => kind
+                .version(sentinel.objects().values().next().map(|o| &o.data))
+                .map_err(Some),
             State::Unread => Err(sentinel.trouble()),
         };
         if last.as_ref() != Some(&version) {
             served.send_replace(match version.clone() {
-                Ok(Some(version)) => Served::Yes(kind.api(&client, version)),
+                Ok(Some(version)) => Served::Yes(Box::new(kind.api(&client, version))),
                 Ok(None) => Served::No,
                 Err(trouble) => Served::Unknown(trouble),
             });
@@ -197,7 +199,7 @@ async fn tell(
     }
 }
 
-impl Kind {
+impl CniKind {
     fn api(&self, client: &Client, version: &str) -> Api<DeserializeGuard<DynamicObject>> {
         let (plural, group) = self.name.split_once('.').unwrap_or((self.name, ""));
         let gvk = GroupVersionKind::gvk(group, version, self.kind);
@@ -221,9 +223,12 @@ impl Kind {
         mirror(self.name, api, select)
     }
 
-    /// The version to read, if `sentinel` says that one is served.
-    fn version(&self, sentinel: Option<&Value>) -> Option<&'static str> {
-        let sentinel = sentinel?;
+    /// The version to read, if `sentinel` says that one is served. Another server that doesn't answer has its objects
+    /// all the same.
+    fn version(&self, sentinel: Option<&Value>) -> Result<Option<&'static str>, Trouble> {
+        let Some(sentinel) = sentinel else {
+            return Ok(None);
+        };
         let ready = if self.api_service.is_some() {
             "Available"
         } else {
@@ -231,16 +236,22 @@ impl Kind {
         };
         let mut conditions = sentinel["status"]["conditions"].as_array().into_iter().flatten();
         if !conditions.any(|c| c["type"] == ready && c["status"] == "True") {
-            return None;
+            return match self.api_service {
+                None => Ok(None),
+                Some(name) => Err(Trouble {
+                    forbidden: false,
+                    text: format!("APIService {name} isn't Available"),
+                }),
+            };
         }
-        let serves = |version: &str| match self.api_service {
-            Some(_) => sentinel["spec"]["version"] == version,
-            None => {
-                let mut versions = sentinel["spec"]["versions"].as_array().into_iter().flatten();
-                versions.any(|v| v["name"] == version && v["served"] == true)
+        let serves = |version: &str| {
+            if self.api_service.is_some() {
+                return sentinel["spec"]["version"] == version;
             }
+            let mut versions = sentinel["spec"]["versions"].as_array().into_iter().flatten();
+            versions.any(|v| v["name"] == version && v["served"] == true)
         };
-        self.versions.iter().copied().find(|v| serves(v))
+        Ok(self.versions.iter().copied().find(|v| serves(v)))
     }
 }
 
@@ -288,7 +299,7 @@ mod tests {
 
     use super::*;
 
-    fn kind(name: &str) -> &'static Kind {
+    fn kind(name: &str) -> &'static CniKind {
         KINDS.iter().find(|k| k.name == name).expect("a kind")
     }
 
@@ -302,7 +313,7 @@ mod tests {
         let old = json!([{"name": "v2alpha1", "served": true}]);
         let both = json!([{"name": "v2alpha1", "served": true}, {"name": "v2", "served": true}]);
         let unserved = json!([{"name": "v2alpha1", "served": true}, {"name": "v2", "served": false}]);
-        let version = |sentinel: Value| pools.version(Some(&sentinel));
+        let version = |sentinel: Value| pools.version(Some(&sentinel)).expect("known");
         assert_eq!(version(definition("True", old.clone())), Some("v2alpha1"));
         assert_eq!(version(definition("True", both)), Some("v2"));
         assert_eq!(version(definition("True", unserved)), Some("v2alpha1"));
@@ -312,7 +323,7 @@ mod tests {
             None
         );
         assert_eq!(version(json!({"spec": 1})), None);
-        assert_eq!(pools.version(None), None);
+        assert_eq!(pools.version(None), Ok(None));
     }
 
     #[test]
@@ -322,7 +333,12 @@ mod tests {
             json!({"spec": {"group": "projectcalico.org", "version": "v3"},
                    "status": {"conditions": [{"type": "Available", "status": available}]}})
         };
-        assert_eq!(pools.version(Some(&service("True"))), Some("v3"));
-        assert_eq!(pools.version(Some(&service("False"))), None);
+        assert_eq!(pools.version(Some(&service("True"))), Ok(Some("v3")));
+        let trouble = pools.version(Some(&service("False"))).expect_err("it isn't gone");
+        assert!(
+            !trouble.forbidden && trouble.text.contains("v3.projectcalico.org"),
+            "{trouble:?}"
+        );
+        assert_eq!(pools.version(None), Ok(None));
     }
 }

@@ -102,6 +102,8 @@ struct Writer {
     sources: Sources,
     extra: BTreeSet<IpNet>,
     found: Published<ClusterRanges>,
+    /// The ranges decided on last: the watch shows them only later, and a source that fails keeps those it gave.
+    decided: Option<ClusterNetworkSpec>,
     /// The status written last, and to which object: the watch shows it only later.
     written: Option<(Option<String>, ClusterNetworkStatus)>,
 }
@@ -135,6 +137,7 @@ pub(crate) async fn run(
         sources,
         extra,
         found,
+        decided: None,
         written: None,
     });
     control::run("cluster ranges", wake, || async {
@@ -150,10 +153,11 @@ impl Writer {
             return Ok(());
         }
         let existing = sources.existing.get(SINGLETON);
-        let previous = existing.as_ref().map(|e| &e.spec);
+        let previous = self.decided.as_ref().or(existing.as_ref().map(|e| &e.spec));
         let Some(outcome) = ranges::combine(previous, sources.readings(&self.extra)) else {
             return Ok(());
         };
+        self.decided = Some(outcome.spec.clone());
         let existing = match existing {
             Some(existing) if existing.spec == outcome.spec => existing.as_ref().clone(),
             _ => self.write(&outcome.spec).await?,
