@@ -18,6 +18,7 @@ pub mod address;
 pub mod alloc;
 pub mod health;
 pub mod node;
+pub mod order;
 pub mod overlay;
 pub mod plan;
 pub mod ranges;

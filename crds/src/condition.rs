@@ -19,6 +19,8 @@ pub enum ConditionType {
     PortsAvailable,
     /// The member agent holds a certificate that the hub issued.
     Enrolled,
+    /// Other policies leave something to this one.
+    Effective,
     /// Every range of the cluster is known, as far as can be seen.
     RangesComplete,
 }
@@ -32,6 +34,7 @@ impl ConditionType {
             Self::Connected => "Connected",
             Self::PortsAvailable => "PortsAvailable",
             Self::Enrolled => "Enrolled",
+            Self::Effective => "Effective",
             Self::RangesComplete => "RangesComplete",
         }
     }

@@ -49,6 +49,8 @@ struct PolicyFields {
     egress: Vec<ResolvedEgress>,
     #[serde(skip_serializing_if = "Option::is_none")]
     members: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadowed: Option<String>,
     conditions: Vec<Condition>,
 }
 
@@ -136,11 +138,13 @@ fn policy_fields(
     let fields = PolicyFields {
         egress: outcome.egress.clone(),
         members: Some(format!("{}/{}", outcome.programmed, outcome.selected.len())),
+        shadowed: outcome.shadowed.clone(),
         conditions: own(&status.conditions, meta.generation, &outcome.verdicts, now),
     };
     let standing = PolicyFields {
         egress: status.egress,
         members: status.members,
+        shadowed: status.shadowed,
         conditions: mine(&status.conditions, &outcome.verdicts),
     };
     (fields != standing).then_some(fields)

@@ -6,6 +6,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::Api;
 use serde::Serialize;
 use spillway_crds::ConditionType;
+use spillway_crds::condition::holds;
 use spillway_crds::hub::{
     EgressGateway, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member, PolicyStatus, Through,
 };
@@ -277,6 +278,10 @@ fn policy_line(
     };
     let status = status.cloned().unwrap_or_default();
     both(&object, &status.conditions, problems);
+    // What isn't accepted says so already.
+    if holds(&status.conditions, ConditionType::Accepted) {
+        problems.extend(problem_of(&object, &status.conditions, ConditionType::Effective));
+    }
     let first = status
         .egress
         .first()

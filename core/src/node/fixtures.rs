@@ -148,8 +148,10 @@ pub fn bank() -> PlannedPolicySpec {
             name: "bank".into(),
         },
         created: 1_000,
+        priority: 0,
         namespaces: None,
         pods: app("billing"),
+        sources: None,
         to: Destinations {
             cidrs: vec!["198.51.100.0/24".into(), "2001:db8:99::/64".into()],
             except: vec!["198.51.100.9/32".into()],

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use spillway_crds::address::AddressPair;
-use spillway_crds::hub::{Destinations, OnUnavailable};
+use spillway_crds::hub::{Destinations, OnUnavailable, Sources};
 use spillway_crds::member::{PlannedPolicySpec, PlannedThrough, PolicyRef};
 
 use super::flows::Verdict;
@@ -29,6 +29,9 @@ prop_compose! {
     fn policy()(
         name in "[a-d]",
         created in 0i64..3,
+        priority in -1i32..2,
+        sources in prop::option::weighted(0.2, prop::sample::select(vec![
+            "10.244.0.5/32".to_owned(), "10.244.0.4/30".to_owned(), "10.244.9.0/24".to_owned()])),
         app in "[xy]",
         cidrs in cidrs(),
         except in cidrs(),
@@ -38,8 +41,10 @@ prop_compose! {
         PlannedPolicySpec {
             source: PolicyRef { namespace: Some("payments".into()), name },
             created,
+            priority,
             namespaces: None,
             pods: fixtures::app(&app),
+            sources: sources.map(|cidrs| Sources { cidrs: vec![cidrs] }),
             to: Destinations { cidrs, except },
             through: through
                 .into_iter()
@@ -86,7 +91,7 @@ prop_compose! {
 }
 
 /// What the plan says about one packet.
-fn oracle(inputs: &NodeInputs, app: &str, destination: IpAddr) -> Option<Verdict> {
+fn oracle(inputs: &NodeInputs, pod: IpAddr, app: &str, destination: IpAddr) -> Option<Verdict> {
     let plan = inputs.plan.as_ref().expect("a plan");
     let within = |list: &[String]| {
         list.iter()
@@ -95,19 +100,33 @@ fn oracle(inputs: &NodeInputs, app: &str, destination: IpAddr) -> Option<Verdict
             .map(|c| c.prefix_len())
             .max()
     };
-    let mut claims: Vec<(u8, i64, &str, &PlannedPolicySpec)> = Vec::new();
-    for policy in plan.policies.iter().filter(|p| p.pods == fixtures::app(app)) {
+    let selected = |p: &&PlannedPolicySpec| {
+        let from = |s: &Sources| {
+            s.cidrs
+                .iter()
+                .any(|c| c.parse::<IpNet>().expect("CIDR").contains(&pod))
+        };
+        p.pods == fixtures::app(app) && p.sources.as_ref().is_none_or(from)
+    };
+    let mut claims: Vec<(u8, i32, i64, &str, &PlannedPolicySpec)> = Vec::new();
+    for policy in plan.policies.iter().filter(selected) {
         let length = if policy.to.cidrs.is_empty() {
             Some(0)
         } else {
             within(&policy.to.cidrs)
         };
         if let Some(length) = length.filter(|_| within(&policy.to.except).is_none()) {
-            claims.push((u8::MAX - length, policy.created, &policy.source.name, policy));
+            claims.push((
+                u8::MAX - length,
+                -policy.priority,
+                policy.created,
+                &policy.source.name,
+                policy,
+            ));
         }
     }
-    claims.sort_by_key(|(length, created, name, _)| (*length, *created, *name));
-    let (_, _, _, policy) = claims.first()?;
+    claims.sort_by_key(|(length, priority, created, name, _)| (*length, *priority, *created, *name));
+    let (_, _, _, _, policy) = claims.first()?;
     let v4 = |g: &&spillway_crds::member::PlannedGatewaySpec| g.identities[0].egress_ip.ipv4.is_some();
     let there = policy.through.iter().filter_map(|t| {
         let gateway = plan.gateways.iter().find(|g| g.gateway == t.gateway);
@@ -145,7 +164,7 @@ proptest! {
                     let class = &state.flows.classes[class];
                     class.iter().find(|(i, _)| i.contains(destination)).map(|(_, v)| *v)
                 });
-                prop_assert_eq!(found, oracle(&inputs, app, destination), "{} to {}", app, destination);
+                prop_assert_eq!(found, oracle(&inputs, pod, app, destination), "{} to {}", app, destination);
             }
         }
     }

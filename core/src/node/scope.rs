@@ -1,6 +1,7 @@
 //! Whom the plan's policies could select, asked before a pod may send its first packet.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::inputs::{NodeInputs, NodePlan, Pod};
 use super::select::selects;
@@ -32,9 +33,10 @@ impl Scope {
             && self.0.settings == inputs.settings
     }
 
-    /// Whether any policy selects the pod.
-    pub fn selects(&self, pod: &Pod) -> bool {
-        self.policies().any(|policy| selects(policy, pod, &self.0))
+    /// Whether any policy selects the pod with this address.
+    pub fn selects(&self, pod: &Pod, address: IpAddr) -> bool {
+        self.policies()
+            .any(|policy| selects(policy, pod, address, &self.0))
     }
 
     /// Whether the labels of this namespace are known.
@@ -93,8 +95,9 @@ mod tests {
         let scope = Scope::of(&fixtures::source());
         assert!(scope.could_select_in("payments") && !scope.could_select_in("elsewhere"));
         assert!(!scope.could_select_elsewhere());
-        assert!(scope.selects(&fixtures::pod("billing-9", "billing", &[])));
-        assert!(!scope.selects(&fixtures::pod("web-9", "web", &[])));
+        let address = "10.244.0.9".parse().expect("address");
+        assert!(scope.selects(&fixtures::pod("billing-9", "billing", &[]), address));
+        assert!(!scope.selects(&fixtures::pod("web-9", "web", &[]), address));
         assert_eq!(scope.namespaces().get("payments"), Some(&true));
     }
 

@@ -19,6 +19,7 @@ use super::interval::{Family, Interval};
 use super::own::Own;
 use super::peers::Peers;
 use super::sandbox::settled;
+use crate::order::rank;
 
 /// Pods with one list of policies, and what that list comes to.
 #[derive(Clone, Debug, Default)]
@@ -54,12 +55,12 @@ impl Selection {
 /// Policies of the plan, the one that wins first.
 pub(super) fn in_order(plan: &NodePlan) -> Vec<&PlannedPolicySpec> {
     let mut policies: Vec<_> = plan.policies.iter().collect();
-    policies.sort_by_key(|p| (p.created, p.source.namespace.as_deref(), p.source.name.as_str()));
+    policies.sort_by_key(|p| rank(p.priority, p.created, &p.source));
     policies
 }
 
-/// Whether `policy` selects `pod`.
-pub(super) fn selects(policy: &PlannedPolicySpec, pod: &Pod, inputs: &NodeInputs) -> bool {
+/// Whether `policy` selects `pod` with its address `address`.
+pub(super) fn selects(policy: &PlannedPolicySpec, pod: &Pod, address: IpAddr, inputs: &NodeInputs) -> bool {
     if pod.namespace == inputs.settings.namespace {
         return false;
     }
@@ -75,7 +76,16 @@ pub(super) fn selects(policy: &PlannedPolicySpec, pod: &Pod, inputs: &NodeInputs
             )])),
         },
     };
-    namespace && policy.pods.matches(&pod.labels)
+    namespace && policy.pods.matches(&pod.labels) && from(policy, address)
+}
+
+/// Whether `address` is one of those that `policy` is for. An entry that can't be read is left out; the hub has
+/// refused it.
+fn from(policy: &PlannedPolicySpec, address: IpAddr) -> bool {
+    policy.sources.as_ref().is_none_or(|sources| {
+        let mut ranges = sources.cidrs.iter().filter_map(|c| c.parse::<IpNet>().ok());
+        ranges.any(|net| net.contains(&address))
+    })
 }
 
 /// Which pod has each address: of two that claim it, the one that is still known, then the one that isn't being
@@ -115,7 +125,7 @@ pub(super) fn select(ways: &Ways) -> Selection {
     let certain = certain(inputs);
     for (address, pod) in owners(&pods) {
         let chosen: Vec<usize> = (0..policies.len())
-            .filter(|i| selects(policies[*i], pod, inputs))
+            .filter(|i| selects(policies[*i], pod, address, inputs))
             .collect();
         if chosen.is_empty() {
             selection.bystanders.insert(address);

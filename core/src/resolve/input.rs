@@ -9,7 +9,7 @@ use spillway_crds::address::PrefixPair;
 use spillway_crds::condition::ConditionType;
 use spillway_crds::hub::{
     AddressSlices, Destinations, EgressGateway, EgressGatewaySpec, FederatedClusterEgressPolicy,
-    FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Through,
+    FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Sources, Through,
 };
 use spillway_crds::member::{NodeRef, PolicyRef, Tunnel};
 
@@ -96,8 +96,12 @@ pub struct PolicyInput {
     pub namespaces: Option<LabelSelector>,
     /// Selects pods.
     pub pods: LabelSelector,
+    /// Addresses that the pods have; `None`: any.
+    pub sources: Option<Sources>,
     /// Destinations.
     pub to: Destinations,
+    /// The higher wins over age.
+    pub priority: i32,
     /// Gateways in order of preference.
     pub through: Vec<Through>,
     /// What happens while none is available.
@@ -160,7 +164,9 @@ impl From<&FederatedEgressPolicy> for PolicyInput {
             members: p.spec.members.clone(),
             namespaces: None,
             pods: p.spec.pods.clone(),
+            sources: p.spec.sources.clone(),
             to: p.spec.to.clone(),
+            priority: p.spec.priority,
             through: p.spec.through.clone(),
             on_unavailable: p.spec.on_unavailable,
         }
@@ -178,7 +184,9 @@ impl From<&FederatedClusterEgressPolicy> for PolicyInput {
             members: p.spec.members.clone(),
             namespaces: Some(p.spec.namespaces.clone()),
             pods: p.spec.pods.clone(),
+            sources: p.spec.sources.clone(),
             to: p.spec.to.clone(),
+            priority: p.spec.priority,
             through: p.spec.through.clone(),
             on_unavailable: p.spec.on_unavailable,
         }

@@ -21,6 +21,7 @@ mod input;
 mod plan;
 mod policy;
 mod ports;
+mod shadow;
 mod slices;
 mod status;
 #[cfg(test)]
@@ -112,7 +113,9 @@ pub struct PolicyOutcome {
     pub selected: Vec<String>,
     /// How many of them have it in every node's kernel.
     pub programmed: u32,
-    /// `Accepted` and `Programmed`.
+    /// What other policies take of it, for the printer column.
+    pub shadowed: Option<String>,
+    /// `Accepted`, `Programmed` and `Effective`.
     pub verdicts: Vec<Verdict>,
 }
 
@@ -211,7 +214,9 @@ pub fn resolve(state: &FederationState) -> Resolution {
             made.waiting.extend(hosts.chain(newcomers.cloned()));
         }
     }
+    let shadows = shadow::Shadows::new(&policies);
     let view = status::View {
+        shadows: &shadows,
         members: &federation.members,
         ids: &ids,
         plans: &made.plans,

@@ -165,6 +165,8 @@ impl<'a> Maker<'a, '_> {
             created: input.created,
             namespaces: input.namespaces.clone(),
             pods: input.pods.clone(),
+            priority: input.priority,
+            sources: policy.sources.clone(),
             to: policy.to.clone(),
             through: policy
                 .through

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use spillway_crds::hub::{Destinations, IdentityRecord};
+use spillway_crds::hub::{Destinations, IdentityRecord, Sources};
 use spillway_crds::member::PolicyRef;
 
 use super::gateway::Gateways;
@@ -29,8 +29,10 @@ pub(super) struct Policy<'a> {
     pub(super) through: Vec<Egress>,
     /// What of its destinations could be read.
     pub(super) to: Destinations,
-    /// True where some of them could. Where none could, nobody knows what it was meant to take: it is planned for
-    /// everything and without a gateway, so that its `onUnavailable` rules.
+    /// What of its sources could be read; `None` where it names none, and where none could.
+    pub(super) sources: Option<Sources>,
+    /// True where some of both could. Where none could, nobody knows what it was meant to take: it is planned as if it
+    /// named none, and without a gateway, so that its `onUnavailable` rules.
     pub(super) readable: bool,
 }
 
@@ -160,20 +162,35 @@ impl<'a> Policy<'a> {
                 "spec.through is empty; name at least one EgressGateway",
             ));
         }
-        let cidrs = prefixes("cidrs", &input.to.cidrs, &mut faults);
-        let except = prefixes("except", &input.to.except, &mut faults);
+        let cidrs = prefixes("to.cidrs", &input.to.cidrs, &mut faults);
+        let except = prefixes("to.except", &input.to.except, &mut faults);
+        let texts = |nets: Vec<(usize, IpNet)>| nets.into_iter().map(|(_, net)| net.to_string()).collect();
+        let sources = input.sources.as_ref().map(|s| Sources {
+            cidrs: texts(prefixes("sources.cidrs", &s.cidrs, &mut faults)),
+        });
         check_families(&cidrs, &through, &mut faults);
-        if cidrs.is_empty()
-            && let Some(fault) = faults
+        // An empty list means everything, so a list of which nothing could be read must not become one.
+        let somewhere = input.to.cidrs.is_empty() || !cidrs.is_empty();
+        let somebody = sources.as_ref().is_none_or(|s| !s.cidrs.is_empty());
+        for (field, some, whom) in [
+            ("to.cidrs", somewhere, "everything that its pods send"),
+            (
+                "sources.cidrs",
+                somebody,
+                "all pods that the other selectors match",
+            ),
+        ] {
+            let first = faults
                 .iter_mut()
-                .find(|f| f.message.starts_with("spec.to.cidrs["))
-        {
-            fault.message += "; none of spec.to.cidrs can be read, so spec.onUnavailable rules for everything that its pods send";
+                .find(|f| f.message.starts_with(&format!("spec.{field}[")));
+            if let Some(fault) = first.filter(|_| !some) {
+                fault.message +=
+                    &format!("; none of spec.{field} can be read, so spec.onUnavailable rules for {whom}");
+            }
         }
-        let readable = input.to.cidrs.is_empty() || !cidrs.is_empty();
         let to = Destinations {
-            cidrs: cidrs.into_iter().map(|(_, net)| net.to_string()).collect(),
-            except: except.into_iter().map(|(_, net)| net.to_string()).collect(),
+            cidrs: texts(cidrs),
+            except: texts(except),
         };
         let selected = members
             .iter()
@@ -186,7 +203,8 @@ impl<'a> Policy<'a> {
             faults,
             through,
             to,
-            readable,
+            sources: sources.filter(|_| somebody),
+            readable: somewhere && somebody,
         }
     }
 }
@@ -249,10 +267,10 @@ fn prefixes(field: &str, list: &[String], faults: &mut Vec<Fault>) -> Vec<(usize
     let mut out: Vec<(usize, IpNet)> = Vec::new();
     for (i, text) in list.iter().enumerate() {
         match parse_prefix(text) {
-            Err(bad) => faults.push(Fault::new("InvalidCIDR", format!("spec.to.{field}[{i}]: {bad}"))),
+            Err(bad) => faults.push(Fault::new("InvalidCIDR", format!("spec.{field}[{i}]: {bad}"))),
             Ok(net) if out.iter().any(|(_, n)| *n == net) => faults.push(Fault::new(
                 "DuplicateEntry",
-                format!("spec.to.{field}[{i}] repeats {net}; remove one of the two"),
+                format!("spec.{field}[{i}] repeats {net}; remove one of the two"),
             )),
             Ok(net) => out.push((i, net)),
         }

@@ -10,6 +10,7 @@ use super::gateway::{Gateway, Gateways};
 use super::holders::{holders, summary};
 use super::policy::{Identities, Policies, Policy};
 use super::ports;
+use super::shadow::Shadows;
 use super::slices::{Allotted, Recorded};
 use super::{Fault, GatewayOutcome, MemberInput, PolicyOutcome};
 use crate::plan::{Digest, Plan, ResourceKey, ResourceKind};
@@ -29,6 +30,7 @@ pub(super) struct View<'a, 'b> {
     pub(super) gateways: &'b Gateways<'a>,
     pub(super) policies: &'b Policies<'a>,
     pub(super) identities: &'b Identities,
+    pub(super) shadows: &'b Shadows<'b>,
     /// Nodes that can be at a tunnel's end, by member.
     pub(super) nodes: &'b BTreeMap<&'a str, BTreeMap<&'a str, &'a MemberNode>>,
     pub(super) slices: &'b Recorded<'a>,
@@ -221,7 +223,12 @@ impl View<'_, '_> {
             } else {
                 0
             },
-            verdicts: vec![accepted(&faults), verdict],
+            shadowed: self.shadows.column(&policy.input.source),
+            verdicts: vec![
+                accepted(&faults),
+                verdict,
+                self.shadows.verdict(&policy.input.source),
+            ],
         }
     }
 

@@ -41,6 +41,13 @@ use crate::selector::LabelSelector;
         json_path = ".status.egress[0].egressIP.ipv4"
     ),
     printcolumn(name = "Members", type_ = "string", json_path = ".status.members"),
+    printcolumn(name = "Shadowed", type_ = "string", json_path = ".status.shadowed"),
+    printcolumn(
+        name = "Priority",
+        type_ = "integer",
+        json_path = ".spec.priority",
+        priority = "1"
+    ),
     printcolumn(
         name = "Reason",
         type_ = "string",
@@ -57,9 +64,18 @@ pub struct FederatedEgressPolicySpec {
     /// Pods by label; empty selects every pod of the namespace.
     #[serde(default)]
     pub pods: LabelSelector,
+    /// Addresses that the pods have; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Sources>,
     /// Destinations.
     #[serde(default)]
     pub to: Destinations,
+    /// Which policy wins where several select a pod and claim a destination by prefixes of one length: the one with the
+    /// higher number, then the older one, then the first by namespace and name. A longer prefix wins whatever
+    /// stands here.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(range(min = -65536, max = 65536))]
+    pub priority: i32,
     /// Gateways in order of preference: the first that has a ready node carries the traffic.
     #[schemars(length(min = 1, max = 8))]
     pub through: Vec<Through>,
@@ -99,6 +115,13 @@ pub struct FederatedEgressPolicySpec {
         json_path = ".status.egress[0].egressIP.ipv4"
     ),
     printcolumn(name = "Members", type_ = "string", json_path = ".status.members"),
+    printcolumn(name = "Shadowed", type_ = "string", json_path = ".status.shadowed"),
+    printcolumn(
+        name = "Priority",
+        type_ = "integer",
+        json_path = ".spec.priority",
+        priority = "1"
+    ),
     printcolumn(
         name = "Reason",
         type_ = "string",
@@ -118,15 +141,42 @@ pub struct FederatedClusterEgressPolicySpec {
     /// Pods by label; empty selects every pod of the selected namespaces.
     #[serde(default)]
     pub pods: LabelSelector,
+    /// Addresses that the pods have; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Sources>,
     /// Destinations.
     #[serde(default)]
     pub to: Destinations,
+    /// Which policy wins where several select a pod and claim a destination by prefixes of one length: the one with the
+    /// higher number, then the older one, then the first by namespace and name. A longer prefix wins whatever
+    /// stands here.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(range(min = -65536, max = 65536))]
+    pub priority: i32,
     /// Gateways in order of preference: the first that has a ready node carries the traffic.
     #[schemars(length(min = 1, max = 8))]
     pub through: Vec<Through>,
     /// What happens to the pods' packets while no gateway of `through` is available.
     #[serde(default)]
     pub on_unavailable: OnUnavailable,
+}
+
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Addresses of a policy's pods, as a fixed address or range that a CNI gives them. Narrows what the other fields
+/// select; an address that no pod has selects nothing.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.cidrs.all(c, isCIDR(c))").message("each entry of sources.cidrs is a CIDR such as 10.244.3.0/24; a single address is written with /32 or /128"),
+    validation = Rule::new("self.cidrs.all(c, !isCIDR(c) || cidr(c).masked() == cidr(c))").message("an entry of sources.cidrs has host bits set; write the network's address, such as 10.244.3.0/24")
+)]
+pub struct Sources {
+    /// Ranges that a pod's address is in. Of a pod with two addresses each is judged by itself.
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 49)))]
+    pub cidrs: Vec<String>,
 }
 
 /// Destinations of a policy. Ranges of the pods' own cluster are never among them.
@@ -184,7 +234,12 @@ pub struct PolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub members: Option<String>,
-    /// `Accepted`, `Programmed`.
+    /// `All` or `Part` of the policy's destinations that go to other policies for each of its pods, and to which; absent
+    /// where none do. Policies that only some of its pods are selected by as well aren't among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub shadowed: Option<String>,
+    /// `Accepted`, `Programmed`, `Effective`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{AddressPair, PrefixPair};
-use crate::hub::{AddressSlices, Destinations, OnUnavailable, Translation};
+use crate::hub::{AddressSlices, Destinations, OnUnavailable, Sources, Translation, is_default};
 use crate::selector::LabelSelector;
 
 /// The plan's head. Named `current`; absent until the hub's first plan was accepted.
@@ -124,12 +124,18 @@ pub struct PlannedPolicySpec {
     pub source: PolicyRef,
     /// When that object was created, in seconds since 1970: of two policies equal in all else the older wins.
     pub created: i64,
+    /// As in the hub's object: the higher wins over age.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub priority: i32,
     /// Selects namespaces by label. Absent for a namespaced policy, whose namespace is `source.namespace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<LabelSelector>,
     /// Selects pods by label.
     #[serde(default)]
     pub pods: LabelSelector,
+    /// Addresses that the pods have; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Sources>,
     /// Destinations, validated by the hub.
     #[serde(default)]
     pub to: Destinations,

@@ -207,7 +207,7 @@ impl Server {
         }
         let selected = {
             let now = standing.borrow();
-            let selected = now.scope.selects(&pod);
+            let selected = addresses.iter().any(|a| now.scope.selects(&pod, *a));
             if !selected && !now.guarded && now.selected.is_disjoint(addresses) {
                 return Ok(false);
             }
@@ -243,13 +243,18 @@ impl Server {
 
     async fn check(&self, attachment: &Attachment) -> Answer {
         let standing = self.cni.standing().borrow().clone();
-        let selected = match self.lookup.find(attachment).await {
-            Found::Pod(pod) => standing.scope.selects(&pod),
+        let found = self.lookup.find(attachment).await;
+        let selects = |address| match &found {
+            Found::Pod(pod) => standing.scope.selects(pod, address),
             Found::Gone => false,
             Found::Unknown(_) => standing.scope.could_select_in(&attachment.namespace),
         };
-        let missing: BTreeSet<_> = attachment.addresses.difference(&standing.selected).collect();
-        if selected && !missing.is_empty() {
+        let missing: BTreeSet<_> = attachment
+            .addresses
+            .difference(&standing.selected)
+            .filter(|a| selects(**a))
+            .collect();
+        if !missing.is_empty() {
             return Answer::no(format!("node {} hasn't programmed {missing:?}", self.node));
         }
         Answer::yes()

@@ -4,6 +4,7 @@ mod faults;
 mod plans;
 mod ports;
 mod properties;
+mod shadows;
 mod verdicts;
 
 use std::collections::BTreeMap;
