@@ -8,6 +8,7 @@ mod egress;
 mod hub;
 mod install;
 mod membership;
+mod order;
 mod pods;
 mod ranges;
 mod repair;
@@ -53,7 +54,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "federation",
             agents::a_policy_that_blocks_everything_spares_the_agents
         ),
-        scenario!("federation", ranges::are_found_followed_and_missed),
+        scenario!("federation", order::of_two_policies_the_order_decides),
+        scenario!("federation", ranges::cluster_ranges_are_found_followed_and_missed),
         scenario!("federation", rest::nothing_is_written_at_rest),
         scenario!("federation", hub::pods_come_and_go_while_the_hub_is_down),
         scenario!(

@@ -59,7 +59,7 @@ const OWN_RANGE: &str = r"sed -i 's/10\.99\.1\.0/10.244.0.0/g; s/fd00:10:99:/fd0
 
 /// Calico's pools, Flannel's and kubeadm's ConfigMaps appear, change and go, and so do their ranges, in the object and
 /// in the kernel. A pool for everything isn't believed. A pod outside of all ranges is named until a source has its.
-pub(crate) async fn are_found_followed_and_missed(fed: &Federation) -> Result<()> {
+pub(crate) async fn cluster_ranges_are_found_followed_and_missed(fed: &Federation) -> Result<()> {
     let story = fed.story("ranges").await?;
     let cluster = fed.cluster(MEMBER)?;
     let eip = "203.0.113.16";
