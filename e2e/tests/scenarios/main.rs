@@ -6,6 +6,7 @@
 //! | `api` | a cluster of its own: a hub in this process against a real API server |
 //! | `federation` | a hub and two members whose pod ranges are the same |
 //! | `no-leak` | the same federation: pods whose first act is to send |
+//! | `failover` | a federation with gateways of several nodes: connections live through every fault of them |
 //! | `network-policy` | a federation with a gateway of several nodes, and a real enforcer of NetworkPolicy |
 //!
 //! The scenarios of groups `federation` and `no-leak` share one: it comes up with the first that runs and goes down after
@@ -13,6 +14,7 @@
 
 mod api;
 mod arena;
+mod failover;
 mod federation;
 mod network_policy;
 mod no_leak;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         api::scenarios(),
         federation::scenarios(),
         no_leak::scenarios(),
+        failover::scenarios(),
         network_policy::scenarios(),
     ]
     .into_iter()

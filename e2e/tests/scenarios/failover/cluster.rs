@@ -16,6 +16,11 @@ pub(crate) async fn a_whole_cluster_of_the_gateway_is_switched_off(fed: &Federat
             fed.one_holder_of(SPAN.v4, &["c-n1"]).await.map(drop)
         })
         .await;
+    let told = match off {
+        Ok(_) => ground.status_says_one_of(&["c-n1"]).await,
+        Err(error) => Err(error),
+    };
+    // Also after a failure: other scenarios use the cluster.
     let on = ground
         .across("its return", async || {
             cluster.power_on().await?;
@@ -25,7 +30,7 @@ pub(crate) async fn a_whole_cluster_of_the_gateway_is_switched_off(fed: &Federat
             fed.connected("b").await
         })
         .await;
-    off?;
+    told?;
     on?;
     ground.end().await
 }

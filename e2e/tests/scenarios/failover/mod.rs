@@ -5,6 +5,7 @@ mod fallback;
 mod ground;
 mod leaving;
 mod node;
+mod spread;
 mod transfer;
 
 use crate::shared::{Scenario, scenario};
@@ -12,6 +13,7 @@ use crate::shared::{Scenario, scenario};
 /// The group's scenarios, in the order in which they run.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
+        scenario!("failover", on Failover spread::flows_take_all_nodes_and_replies_the_holder),
         scenario!("failover", on Failover node::the_holder_loses_power),
         scenario!("failover", on Failover node::the_holder_hangs),
         scenario!("failover", on Failover node::cables_pulled_and_half_open),
