@@ -230,6 +230,7 @@ fn inputs(member_name: &str, id: u8, plan: NodePlan) -> NodeInputs {
         gateway_indexes: BTreeMap::new(),
         liveness: Liveness::default(),
         leaving: Vec::new(),
+        departed: Vec::new(),
     }
 }
 

@@ -49,6 +49,10 @@ pub struct NodeInputs {
     /// here is forwarded, and no egress IP of theirs is answered for.
     #[serde(default)]
     pub leaving: Vec<PlannedGatewaySpec>,
+    /// Nodes that were peers until lately, one to a spec: what they still forward here is taken, and what this node still
+    /// forwards reaches them.
+    #[serde(default)]
+    pub departed: Vec<PlannedPeerSpec>,
 }
 
 impl NodeInputs {

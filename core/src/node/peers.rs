@@ -73,7 +73,8 @@ impl Peers {
                 &spec.underlay,
             )
         });
-        let foreign = plan.peers.iter().flat_map(|p| {
+        // The departed last: whoever has their addresses now keeps them.
+        let foreign = plan.peers.iter().chain(&inputs.departed).flat_map(|p| {
             p.nodes
                 .iter()
                 .map(|n| (p.member.as_str(), n.name.as_str(), &n.overlay, &n.underlay))
@@ -85,6 +86,10 @@ impl Peers {
                 Some((name, peer(overlay, underlay, family)?))
             })
             .filter(|(name, peer)| *name != me && peer.remote != own.local);
+        let is_departed = |name: &NodeRef| {
+            let mut departed = inputs.departed.iter().filter(|p| p.member == name.member);
+            departed.any(|p| p.nodes.iter().any(|n| n.name == name.node))
+        };
         // Two behind one address would take each other's place in the kernel for ever.
         let mut owners: BTreeMap<IpAddr, NodeRef> =
             own.overlay.iter().map(|address| (address, me.clone())).collect();
@@ -94,7 +99,9 @@ impl Peers {
             let owner = |address: &IpAddr| owners.get(address).filter(|owner| **owner != name);
             if let Some(address) = peer.overlay.iter().find(|a| owner(a).is_some()) {
                 let owner = owner(&address).cloned().unwrap_or_default();
-                doubles.push((name, address, owner));
+                if !is_departed(&name) {
+                    doubles.push((name, address, owner));
+                }
                 continue;
             }
             owners.extend(peer.overlay.iter().map(|address| (address, name.clone())));
