@@ -17,11 +17,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!("failover", on Failover node::the_holder_loses_power),
         scenario!("failover", on Failover node::the_holder_hangs),
         scenario!("failover", on Failover node::cables_pulled_and_half_open),
-        scenario!("failover", on Failover node::a_flapping_cable_is_damped),
         scenario!("failover", on Failover leaving::cordoned_and_relabelled_nodes_lose_nothing),
         scenario!("failover", on Failover leaving::all_nodes_rebooted_in_turn),
         scenario!("failover", on Failover transfer::a_gigabyte_both_ways_on_a_path_that_shrinks),
         scenario!("failover", on Failover cluster::a_whole_cluster_of_the_gateway_is_switched_off),
         scenario!("failover", on Failover fallback::the_next_gateway_takes_over_and_hands_back),
+        // Last: what flapped is held down for a minute, and the others would wait for it.
+        scenario!("failover", on Failover node::a_flapping_cable_is_damped),
     ]
 }
