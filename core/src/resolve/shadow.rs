@@ -19,9 +19,9 @@ use crate::order::rank;
 
 /// The label that every namespace has with its name as the value.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
-/// How much is computed in one resolution: pairs of selections compared and CIDRs flattened. Where it is used up, by some
-/// thousand different selections, nothing is said of the rest.
-const BUDGET: usize = 2_000_000;
+/// How much is computed in one resolution: pairs of selections compared, members in which one might cover another, and
+/// CIDRs flattened. Where it is used up, by some thousand different selections, nothing is said of the rest.
+const BUDGET: usize = 4_000_000;
 /// Policies that one message names.
 const MAX_NAMES: usize = 5;
 
@@ -51,7 +51,6 @@ struct Losses<'a> {
 /// A policy with what comparing it takes.
 struct Side<'a> {
     policy: &'a Policy<'a>,
-    members: BTreeSet<&'a str>,
     cidrs: Vec<IpNet>,
     except: Vec<IpNet>,
     sources: Option<Vec<IpNet>>,
@@ -68,7 +67,6 @@ impl<'a> Side<'a> {
         };
         Self {
             policy,
-            members: policy.selected.iter().copied().collect(),
             cidrs,
             except: read(&to.except),
             sources: policy.sources.as_ref().map(|s: &Sources| read(&s.cidrs)),
@@ -80,7 +78,7 @@ impl<'a> Side<'a> {
         let input = self.policy.input;
         format!(
             "{:?} {:?} {:?} {:?} {:?}",
-            input.source.namespace, input.namespaces, input.pods, self.sources, self.members
+            input.source.namespace, input.namespaces, input.pods, self.sources, input.members
         )
     }
 
@@ -310,12 +308,12 @@ fn contests<'a>(kin: &Kin, kins: &[Kin], sides: &[Side<'a>], left: &mut usize) -
     *left = left.checked_sub(kins.len())?;
     let own = &sides[kin[0]];
     let rivals: Vec<&Kin> = kins.iter().filter(|k| sides[k[0]].covers(own)).collect();
+    let members = &own.policy.selected;
+    *left = left.checked_sub(members.len().saturating_mul(rivals.len()))?;
     let mut groups: BTreeMap<Vec<usize>, Vec<&'a str>> = BTreeMap::new();
-    for member in &own.members {
-        let here = rivals
-            .iter()
-            .enumerate()
-            .filter(|(_, k)| sides[k[0]].members.contains(member));
+    for member in members {
+        let has = |k: &Kin| sides[k[0]].policy.selected.binary_search(member).is_ok();
+        let here = rivals.iter().enumerate().filter(|(_, k)| has(k));
         groups
             .entry(here.map(|(i, _)| i).collect())
             .or_default()
