@@ -57,6 +57,9 @@ pub enum Command {
     /// Which node answers for which egress IP, and moving them away from a node.
     #[command(subcommand)]
     Failover(FailoverCommand),
+    /// Print another product's policies in Spillway's words. Changes nothing.
+    #[command(subcommand)]
+    Migrate(MigrateCommand),
     /// Versions of this program, the hub and the members.
     Version(Version),
     /// Print a completion script.
@@ -300,6 +303,28 @@ pub struct FailoverDrain {
 pub struct FailoverUndrain {
     /// Kubernetes name of the node.
     pub node: String,
+}
+
+/// Products whose objects can be read.
+#[derive(Debug, Subcommand)]
+pub enum MigrateCommand {
+    /// EgressGateway, EgressPolicy and EgressClusterPolicy of egressgateway.spidernet.io, from this cluster or from files. What
+    /// has no equivalent is said on stderr and in comments.
+    Egressgateway(MigrateEgressGateway),
+}
+
+/// `spillway migrate egressgateway`.
+#[derive(Args, Debug)]
+pub struct MigrateEgressGateway {
+    /// Name of the member that the objects come from, for the gateways' nodes.
+    #[arg(long, value_name = "NAME", value_parser = crate::words::member_name)]
+    pub member: String,
+    /// Label of the members that the policies are for; may be repeated. Left out, they are for all members.
+    #[arg(long = "member-label", value_name = "KEY=VALUE")]
+    pub member_labels: Vec<Label>,
+    /// File with the objects, YAML or JSON, instead of the cluster; may be repeated; - is stdin.
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    pub files: Vec<PathBuf>,
 }
 
 /// `spillway version`.

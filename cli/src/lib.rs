@@ -4,6 +4,7 @@
 //! args ─► hub (install, uninstall) ─┐
 //!         token (create, list, …)   ├─► values ─► manifest (the charts' objects, embedded)
 //!         join, leave ──────────────┘      └────► cluster (server-side apply, waiting)
+//!         migrate ──────────────────────────────► others' objects in our words, as YAML
 //!         failover (status, drain) ─────────────► table, a label on a node
 //!         status, version ──────────────────────► report ─► tables, JSON or YAML
 //! ```
@@ -19,6 +20,7 @@ pub mod hub;
 pub mod join;
 pub mod leave;
 pub mod manifest;
+pub mod migrate;
 pub mod output;
 pub mod pods;
 pub mod reference;
@@ -34,7 +36,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Arguments, Command, FailoverCommand, HubCommand, TokenCommand};
+use args::{Arguments, Command, FailoverCommand, HubCommand, MigrateCommand, TokenCommand};
 use failure::Failure;
 use ui::Ui;
 
@@ -71,6 +73,9 @@ async fn dispatch(arguments: Arguments, ui: &Ui) -> Result<(), Failure> {
         Command::Failover(FailoverCommand::Drain(drain)) => failover::drain(&target, &drain, ui).await,
         Command::Failover(FailoverCommand::Undrain(undrain)) => {
             failover::undrain(&target, &undrain, ui).await
+        }
+        Command::Migrate(MigrateCommand::Egressgateway(args)) => {
+            migrate::egressgateway(&target, &args, ui).await
         }
         Command::Version(version) => version::run(&target, &version).await,
         Command::Completion { shell } => reference::completion(shell),
