@@ -45,6 +45,18 @@ impl Federation {
         self.restarted(node, NODE_AGENT, &before).await
     }
 
+    /// Replaces all node agents of a member one after the other, as an upgrade does; returns when the last is ready.
+    pub async fn roll_node_agents(&self, member: &str) -> Result<()> {
+        let cluster = self.cluster(member)?;
+        let daemonset = format!("daemonset/{NODE_AGENT}");
+        for step in [&["restart"][..], &["status", "--timeout=90s"]] {
+            let head = ["-n", NAMESPACE, "rollout", step[0], daemonset.as_str()];
+            let line: Vec<&str> = head.into_iter().chain(step[1..].iter().copied()).collect();
+            cluster.kubectl(&line).await?;
+        }
+        Ok(())
+    }
+
     /// Kills a member's agent and waits until its successor is ready.
     pub async fn restart_member_agent(&self, member: &str) -> Result<()> {
         let cluster = self.cluster(member)?;

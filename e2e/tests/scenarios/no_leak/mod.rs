@@ -21,6 +21,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!("no-leak", start::pods_start_under_a_policy),
         scenario!("no-leak", start::pods_start_while_the_node_agents_are_killed),
+        scenario!("no-leak", start::pods_start_while_the_node_agents_are_upgraded),
         scenario!("no-leak", start::pods_start_while_the_table_is_deleted),
         scenario!(
             "no-leak",

@@ -60,6 +60,28 @@ pub(crate) async fn pods_start_while_the_node_agents_are_killed(fed: &Federation
     story.end().await
 }
 
+/// All agents are replaced, as by an upgrade: each new one writes plugin and tables as it wants them.
+pub(crate) async fn pods_start_while_the_node_agents_are_upgraded(fed: &Federation) -> Result<()> {
+    let story = begin(fed, "upgraded").await?;
+    let crowd = async {
+        let mut crowds = Vec::new();
+        for n in 0..4 {
+            let name = format!("crowd{n}");
+            crowds.push(story.crowd(&name, "app=billing", 10, &SOURCES, 5).await?);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        anyhow::Ok(crowds)
+    };
+    let rolled = async { tokio::try_join!(fed.roll_node_agents("a"), fed.roll_node_agents("b")) };
+    let (crowds, _) = tokio::try_join!(crowd, rolled)?;
+    for crowd in &crowds {
+        crowd.ended(CROWD).await?;
+        crowd.all_arrive_from(EIP, Duration::from_secs(1)).await?;
+    }
+    crowds.first().context("a crowd")?.arrivals()?.only_from(&[EIP])?;
+    story.end().await
+}
+
 /// Somebody deletes our table again and again.
 pub(crate) async fn pods_start_while_the_table_is_deleted(fed: &Federation) -> Result<()> {
     let story = begin(fed, "flushed").await?;
