@@ -12,11 +12,13 @@
 //!            ├► select   pods into classes; flatten: a class's overlapping policies into disjoint intervals
 //!            ├► index    a number a gateway in use: mark, rule, table
 //!            ├► ruleset  the nftables tables out of all these, with their sets
-//!            └► flows    which connection-tracking entries agree with it
+//!            ├► flows    which connection-tracking entries agree with it
+//!            └► drops    which rule drops for which reason
 //! ```
 
 mod carried;
 mod compile;
+pub mod drops;
 mod exits;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
