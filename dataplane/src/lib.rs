@@ -78,6 +78,21 @@ pub struct PortCount {
     pub busiest: u32,
 }
 
+/// What a rule of ours has counted since it was written.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RuleCount {
+    /// Family of its table.
+    pub family: String,
+    /// Its table.
+    pub table: String,
+    /// Its chain.
+    pub chain: String,
+    /// What tells it from the chain's other rules, as [`nft::stamp`] makes it.
+    pub stamp: String,
+    /// Packets.
+    pub packets: u64,
+}
+
 /// One node's kernel.
 #[async_trait]
 pub trait Kernel: Send + Sync {
@@ -105,6 +120,9 @@ pub trait Kernel: Send + Sync {
     /// Counts the connections of ours by egress IP and range of ports, and answers in the order asked. Holds up nothing
     /// else.
     async fn port_use(&self, of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>>;
+
+    /// What the rules with a counter have counted, in all tables of ours that there are. Holds up nothing else.
+    async fn counts(&self) -> Result<Vec<RuleCount>>;
 
     /// Fires when others touched what is ours, or the facts changed.
     fn drift(&self) -> watch::Receiver<Drift>;
@@ -134,6 +152,10 @@ impl<K: Kernel + ?Sized> Kernel for std::sync::Arc<K> {
 
     async fn port_use(&self, of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>> {
         (**self).port_use(of).await
+    }
+
+    async fn counts(&self) -> Result<Vec<RuleCount>> {
+        (**self).counts().await
     }
 
     fn drift(&self) -> watch::Receiver<Drift> {

@@ -9,7 +9,7 @@ use spillway_core::node::state::DesiredState;
 use spillway_crds::hub::PortRange;
 use tokio::sync::watch;
 
-use crate::{Changes, Drift, Error, Facts, Kernel, Operation, PortCount, Result};
+use crate::{Changes, Drift, Error, Facts, Kernel, Operation, PortCount, Result, RuleCount};
 
 #[derive(Default)]
 struct Inner {
@@ -19,6 +19,7 @@ struct Inner {
     cut: Vec<Flows>,
     announced: Vec<IpAddr>,
     port_use: Vec<PortCount>,
+    counts: Vec<RuleCount>,
     refuse: Option<String>,
     fail_one: Option<String>,
 }
@@ -60,6 +61,11 @@ impl RecordingKernel {
     /// Answers these counts from now on, to whatever is asked.
     pub fn set_port_use(&self, counts: Vec<PortCount>) {
         self.inner().port_use = counts;
+    }
+
+    /// Answers these counts of rules from now on.
+    pub fn set_counts(&self, counts: Vec<RuleCount>) {
+        self.inner().counts = counts;
     }
 
     /// Refuses every apply with this message, or no longer.
@@ -183,6 +189,10 @@ impl Kernel for RecordingKernel {
 
     async fn port_use(&self, _of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>> {
         Ok(self.inner().port_use.clone())
+    }
+
+    async fn counts(&self) -> Result<Vec<RuleCount>> {
+        Ok(self.inner().counts.clone())
     }
 
     fn drift(&self) -> watch::Receiver<Drift> {

@@ -315,6 +315,60 @@ async fn a_pod_more_is_an_element_more() {
 
 /// A node with thousands of pods is still told apart in well under a second.
 #[tokio::test]
+async fn what_rules_have_counted_is_read() {
+    if !privileged() {
+        return;
+    }
+    let node = Namespace::new("counts");
+    let kernel = node.kernel();
+    assert_eq!(
+        kernel.counts().await.expect("counts"),
+        [],
+        "no table has counted nothing"
+    );
+    let dropping = "ip daddr 127.0.0.9 counter drop";
+    let hook = Some(("filter", "output", 0));
+    let mut ruleset = Ruleset {
+        family: "inet".into(),
+        table: "spillway".into(),
+        ..Ruleset::default()
+    };
+    ruleset.chains.insert("out".into(), chain(hook, &[dropping]));
+    let mut desired = DesiredState {
+        ruleset: Some(ruleset),
+        ..DesiredState::default()
+    };
+    kernel.apply(&desired).await.expect("apply");
+    let send = || {
+        node.inside(|| {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+            // The kernel says that it dropped the packet.
+            _ = socket.send_to(b"x", "127.0.0.9:9");
+        });
+    };
+    for _ in 0..3 {
+        send();
+    }
+    let counts = kernel.counts().await.expect("counts");
+    let [count] = &counts[..] else {
+        panic!("{counts:?}")
+    };
+    assert_eq!((count.chain.as_str(), count.packets), ("out", 3));
+    assert_eq!(count.stamp, spillway_dataplane::nft::stamp(dropping));
+    // Another chain leaves this one's counters alone.
+    if let Some(ruleset) = &mut desired.ruleset {
+        ruleset
+            .chains
+            .insert("other".into(), chain(None, &["counter drop"]));
+    }
+    kernel.apply(&desired).await.expect("apply");
+    send();
+    let counts = kernel.counts().await.expect("counts");
+    let packets: Vec<_> = counts.iter().map(|c| (c.chain.as_str(), c.packets)).collect();
+    assert_eq!(packets, [("out", 4), ("other", 0)]);
+}
+
+#[tokio::test]
 async fn thousands_of_elements_are_compared_in_time() {
     if !privileged() {
         return;

@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep_until};
 use self::drift::Hint;
 use self::netlink::Requests;
 use self::worker::Worker;
-use crate::{Capabilities, Changes, Drift, Error, Facts, Kernel, PortCount, Result};
+use crate::{Capabilities, Changes, Drift, Error, Facts, Kernel, PortCount, Result, RuleCount, nft};
 
 /// How long after a hint the kernel is compared: others make several changes in a row.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -53,6 +53,7 @@ enum Command {
     Plan(Box<DesiredState>, oneshot::Sender<Result<Changes>>),
     Cut(Box<Flows>, oneshot::Sender<Result<usize>>),
     Announce(Vec<IpAddr>, oneshot::Sender<Result<()>>),
+    Counts(oneshot::Sender<Result<Vec<RuleCount>>>),
 }
 
 /// The kernel of the network namespace of the thread that opened it.
@@ -144,6 +145,8 @@ struct Applied {
 /// The thread's loop: commands first, comparisons when there is nothing else to do.
 struct Actor {
     worker: Worker,
+    /// Name of our tables.
+    table: String,
     drift: watch::Sender<Drift>,
     applied: Option<Applied>,
     /// The facts last answered, and for which underlay addresses.
@@ -161,6 +164,7 @@ impl Actor {
         Ok((
             Self {
                 worker,
+                table: table.to_owned(),
                 drift,
                 applied: None,
                 told: None,
@@ -233,6 +237,11 @@ impl Actor {
             }
             Command::Announce(addresses, answer) => {
                 let _ = answer.send(self.worker.announce(&addresses));
+            }
+            Command::Counts(answer) => {
+                // On this thread, for its namespace; beside the loop, for nobody to wait.
+                let table = self.table.clone();
+                tokio::spawn(async move { answer.send(nft::counts(&table).await) });
             }
         }
     }
@@ -358,6 +367,10 @@ impl Kernel for LinuxKernel {
             conntrack::port_use(&mut requests, &of)
         });
         counted.await.map_err(|_| Error::Ended)?
+    }
+
+    async fn counts(&self) -> Result<Vec<RuleCount>> {
+        self.ask(Command::Counts).await
     }
 
     fn drift(&self) -> watch::Receiver<Drift> {

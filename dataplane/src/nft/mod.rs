@@ -6,6 +6,7 @@
 //! file to `nft -f -`, and so one transaction a table: packets meet the old table or the new one.
 
 mod between;
+mod counts;
 mod diff;
 mod elements;
 mod observe;
@@ -13,6 +14,7 @@ mod render;
 mod run;
 
 pub use between::between;
+pub use counts::counts;
 pub use diff::{Difference, difference};
 pub use elements::batch;
 pub use observe::{Observed, ObservedChain, ObservedSet, parse};

@@ -59,12 +59,9 @@ impl Nft {
 
     /// The table as the kernel holds it, or `None` when there is none.
     pub async fn observe(&self) -> Result<Option<Observed>> {
-        let output = run(&["-j", "-n", "list", "table", self.family, &self.table], None).await?;
-        if !output.status.success()
-            && String::from_utf8_lossy(&output.stderr).contains("No such file or directory")
-        {
+        let Some(output) = list(&["-j", "-n", "list", "table", self.family, &self.table]).await? else {
             return Ok(None);
-        }
+        };
         let mut observed = parse(&succeed("list table", output)?)?;
         let hooks = || observed.chains.values().filter_map(|chain| chain.hook.as_ref());
         if self.family == DEVICE_FAMILY && hooks().any(|hook| hook.device.is_none()) {
@@ -180,7 +177,18 @@ async fn transaction(script: &str) -> Result<()> {
     succeed("refused a transaction", run(&["-f", "-"], Some(script)).await?).map(|_| ())
 }
 
-fn succeed(what: &str, output: Output) -> Result<String> {
+/// What nft prints of something, or `None` where it isn't there.
+pub(super) async fn list(arguments: &[&str]) -> Result<Option<Output>> {
+    let output = run(arguments, None).await?;
+    let missing = || String::from_utf8_lossy(&output.stderr).contains("No such file or directory");
+    Ok(if !output.status.success() && missing() {
+        None
+    } else {
+        Some(output)
+    })
+}
+
+pub(super) fn succeed(what: &str, output: Output) -> Result<String> {
     if !output.status.success() {
         let message: String = String::from_utf8_lossy(&output.stderr)
             .trim()
