@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes all that is generated from the API types and the charts: crds/yaml, the charts' copies of it, the
+# Writes all that is generated from the API types, the declared metrics and the charts: crds/yaml, the charts' copies of it, the
 # kustomize bases, docs/reference. Needs cargo and helm; HELM names the latter, else it is searched for in
 # the arena's cache and in PATH. `generate.sh --check` changes nothing and fails where a file is out of date.
 set -eu
@@ -27,7 +27,7 @@ helm=$(find_helm)
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 mkdir -p "$out/crds/yaml" "$out/docs/reference"
-cargo build --quiet -p spillway-crds --example crdgen -p spillway-cli --bin spillway
+cargo build --quiet -p spillway-crds --example crdgen -p spillway-telemetry --example metrics -p spillway-cli --bin spillway
 target=${CARGO_TARGET_DIR:-target}/debug
 
 for side in hub member; do
@@ -37,6 +37,7 @@ for side in hub member; do
 done
 "$target/examples/crdgen" docs > "$out/docs/reference/api.md"
 "$target/spillway" reference > "$out/docs/reference/cli.md"
+"$target/examples/metrics" > "$out/docs/reference/metrics.md"
 
 for side in hub member; do
     # Rendered from a copy, so that --check sees what generation would give and not what lies there.

@@ -1,5 +1,6 @@
 //! Why an egress IP moved, in words for whoever is on duty.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use spillway_crds::member::{GatewayNodeState, NodeRef, PlannedGatewaySpec};
@@ -27,30 +28,82 @@ impl View<'_> {
     }
 }
 
+/// Why a node took an egress IP.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Why {
+    /// Nothing happened: addresses are spread over a gateway's nodes.
+    Rank,
+    /// The gateway is new in the plan.
+    Plan,
+    /// The node that had it doesn't answer.
+    Dead(NodeRef),
+    /// It doesn't belong to the gateway any more.
+    Gone(NodeRef),
+    /// It is being drained.
+    Draining(NodeRef),
+    /// It asked to be left, or is held down.
+    Retiring(NodeRef),
+    /// This node had failed, or was restarted, and has its place again.
+    Back,
+}
+
+impl Why {
+    /// One word for it, as metrics have it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Rank => "rank",
+            Self::Plan => "plan",
+            Self::Dead(_) => "dead",
+            Self::Gone(_) => "gone",
+            Self::Draining(_) => "draining",
+            Self::Retiring(_) => "retiring",
+            Self::Back => "back",
+        }
+    }
+
+    /// Something is wrong, or was: worth a warning.
+    pub const fn is_failure(&self) -> bool {
+        matches!(self, Self::Dead(_))
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rank => f.write_str("this node is the first in rank for it"),
+            Self::Plan => f.write_str("the plan gave it to this node"),
+            Self::Dead(node) => write!(f, "node {node} doesn't answer"),
+            Self::Gone(node) => write!(f, "node {node} no longer belongs to the gateway"),
+            Self::Draining(node) => write!(f, "node {node} is being drained"),
+            Self::Retiring(node) => write!(f, "node {node} asked to be left or is held down"),
+            Self::Back => f.write_str("this node is back and the first in rank for it"),
+        }
+    }
+}
+
 /// Why `me` answers for `address` since `after`, and didn't as of `before`.
-pub fn why_taken(before: View<'_>, after: View<'_>, me: &NodeRef, address: IpAddr) -> String {
+pub fn why_taken(before: View<'_>, after: View<'_>, me: &NodeRef, address: IpAddr) -> Why {
     let Some(previous) = before.holder(address).filter(|node| node != me) else {
         return match before.gateway {
-            None => "the plan gave it to this node".into(),
-            Some(_) => "this node is the first in rank for it".into(),
+            None => Why::Plan,
+            Some(_) => Why::Rank,
         };
     };
-    let name = format!("node {previous}");
     if after.liveness.dead.contains(&previous) {
-        return format!("{name} doesn't answer");
+        return Why::Dead(previous);
     }
     match after.state(&previous) {
-        None => return format!("{name} no longer belongs to the gateway"),
-        Some(GatewayNodeState::Draining) => return format!("{name} is being drained"),
+        None => return Why::Gone(previous),
+        Some(GatewayNodeState::Draining) => return Why::Draining(previous),
         Some(_) => {}
     }
     if after.liveness.retiring.contains(&previous) {
-        return format!("{name} asked to be left or is held down");
+        return Why::Retiring(previous);
     }
     if !before.liveness.alive.contains(me) {
-        return "this node is back and the first in rank for it".into();
+        return Why::Back;
     }
-    "this node is the first in rank for it".into()
+    Why::Rank
 }
 
 #[cfg(test)]
@@ -102,7 +155,7 @@ mod tests {
             retiring: set("1"),
             ..Liveness::default()
         };
-        let why = |before, after, me: &str| why_taken(before, after, &node(me), address);
+        let why = |before, after, me: &str| why_taken(before, after, &node(me), address).to_string();
         let calm_view = view(&both, &calm);
         assert_eq!(why(calm_view, view(&both, &dead), "2"), "node b/1 doesn't answer");
         assert!(why(calm_view, view(&both, &retiring), "2").contains("asked to be left"));

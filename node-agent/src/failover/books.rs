@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use jiff::{Timestamp, Unit};
 use spillway_core::health::announce::again;
 use spillway_core::health::message::abbreviated;
-use spillway_core::health::reason::{View, why_taken};
+use spillway_core::health::reason::{View, Why, why_taken};
 use spillway_core::health::{Assignment, Handover, Leaving, Moment};
 use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::NodeInputs;
@@ -57,8 +57,9 @@ impl Books {
         left.into_iter().chain(kept.until).min()
     }
 
-    /// Takes down what the kernel was told.
-    pub(super) fn done(&mut self, inputs: &NodeInputs, held: Option<&BTreeMap<IpAddr, String>>) {
+    /// Takes down what the kernel was told. Answers why what is new was taken, where this agent knows.
+    pub(super) fn done(&mut self, inputs: &NodeInputs, held: Option<&BTreeMap<IpAddr, String>>) -> Vec<Why> {
+        let mut taken = Vec::new();
         let gateways = inputs.plan.as_ref().map(|p| p.gateways.clone());
         if let Some(held) = held {
             let now = Timestamp::now().round(Unit::Millisecond).unwrap_or_default();
@@ -87,6 +88,11 @@ impl Books {
                         *address,
                     )
                 });
+                let reason = reason.map(|why| {
+                    let text = why.to_string();
+                    taken.push(why);
+                    text
+                });
                 let why = reason.as_deref().unwrap_or("as before the agent's start");
                 tracing::info!(node = inputs.node, gateway = name, %address, why, "this node answers for an egress IP");
                 let holding = Holding {
@@ -105,6 +111,7 @@ impl Books {
             self.gateways = gateways;
             self.liveness = inputs.liveness.clone();
         }
+        taken
     }
 
     /// What the prober must know now.
