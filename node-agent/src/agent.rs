@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spillway_core::node::gateways::Liveness;
@@ -26,13 +27,17 @@ use crate::cni::Cni;
 use crate::disk::Disk;
 use crate::failover::Failover;
 use crate::gate::{self, Next, Seen, Waiting};
-use crate::health::Health;
+use crate::health::Standing;
 use crate::kernel;
+use crate::observed::Observed;
 use crate::ports::{self, Shares};
 use crate::status::Report;
 
 /// How often everything is compared without any event.
 const FULL_CHECK: Duration = Duration::from_secs(60);
+
+/// Reason of a node without an overlay or underlay address.
+const NO_ADDRESS: &str = "NoAddress";
 
 /// One round's reason to do more than compare with what was applied last.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -46,7 +51,7 @@ pub(crate) struct Force {
 /// What the kernel was last told.
 #[derive(Clone, Debug)]
 struct Applied {
-    desired: DesiredState,
+    desired: Arc<DesiredState>,
     /// It took all of it, and all flows were cut.
     done: bool,
 }
@@ -55,7 +60,8 @@ struct Applied {
 pub(crate) struct Agent<K> {
     kernel: K,
     disk: Disk,
-    health: Health,
+    standing: Standing,
+    observed: Observed,
     reports: watch::Sender<Option<Report>>,
     cni: Cni,
     failover: Failover,
@@ -92,7 +98,8 @@ impl<K: Kernel> Agent<K> {
     pub(crate) fn new(
         kernel: K,
         disk: Disk,
-        health: Health,
+        standing: Standing,
+        observed: Observed,
         reports: watch::Sender<Option<Report>>,
         cni: Cni,
         failover: Failover,
@@ -111,7 +118,8 @@ impl<K: Kernel> Agent<K> {
         Self {
             kernel,
             disk,
-            health,
+            standing,
+            observed,
             reports,
             cni,
             failover,
@@ -198,6 +206,9 @@ impl<K: Kernel> Agent<K> {
                         return;
                     }
                     let now = drift.borrow_and_update().clone();
+                    if now.repairs != known.repairs {
+                        self.observed.repaired(&now.found);
+                    }
                     force = Force { apply: now.repairs != known.repairs, facts: now.facts != known.facts };
                     known = now;
                 }
@@ -213,7 +224,8 @@ impl<K: Kernel> Agent<K> {
     /// One round. `seen` is absent while not everything was read: then what the disk had is kept up. Answers
     /// false where it should be tried again soon.
     pub(crate) async fn round(&mut self, seen: Option<&Seen>, force: Force) -> bool {
-        self.health.beat();
+        let watchdog = self.standing.watchdog.clone();
+        let _working = watchdog.work();
         if let Some(seen) = seen {
             let may_run = |p: &&Pod| !p.finished && !p.host_network && !p.addresses.is_empty();
             let may_run = seen.forgotten.iter().filter(may_run).cloned();
@@ -249,8 +261,20 @@ impl<K: Kernel> Agent<K> {
                 done
             }
         };
-        self.health.set_ready(done);
+        let kernel = self.applied.as_ref().filter(|a| a.done);
+        let shown = seen.and_then(|s| s.head.as_ref()).map(|h| &h.digest);
+        let current = shown.is_some() && self.programmed.as_ref() == shown;
+        self.observed.holds(kernel.map(|a| a.desired.clone()), current);
+        self.standing.set(self.unready(done));
         done
+    }
+
+    /// What the kernel lacks of what it should hold.
+    fn unready(&self, done: bool) -> Option<String> {
+        let report = self.reports.borrow();
+        let verdict = report.as_ref().map(|r| &r.verdict);
+        let incomplete = !done || verdict.is_some_and(|v| v.reason == NO_ADDRESS);
+        incomplete.then(|| verdict.map_or_else(String::new, |v| format!("{}: {}", v.reason, v.message)))
     }
 
     /// Logs what is being waited for when it changes.
@@ -277,7 +301,7 @@ impl<K: Kernel> Agent<K> {
         } = compile_numbered(&inputs);
         inputs.gateway_indexes = gateway_indexes;
         let digest = inputs.plan.as_ref().map(|p| p.digest.clone());
-        let same = self.applied.as_ref().is_some_and(|a| a.desired == desired);
+        let same = self.applied.as_ref().is_some_and(|a| *a.desired == desired);
         self.outdated |= self.differs(&inputs);
         // A gateway's node that dies changes nothing that is stored, and what it changes is urgent.
         if self.unstored || (self.outdated && (!same || inputs.plan != self.held.plan)) {
@@ -300,7 +324,7 @@ impl<K: Kernel> Agent<K> {
         if let Err(error) = self.settle(desired, &bystanders, force).await {
             // Whatever it has now, it isn't what was last said of it.
             self.programmed = None;
-            self.failover.done(&self.held, None);
+            _ = self.failover.done(&self.held, None);
             return self.failed("ApplyFailed", &error);
         }
         if self.remembered.as_ref() != Some(&self.held.liveness) {
@@ -311,7 +335,9 @@ impl<K: Kernel> Agent<K> {
         }
         self.has_ports(ports::shares(&self.held));
         let held = self.applied.as_ref().map(|a| &a.desired.held);
-        self.failover.done(&self.held, held);
+        for why in self.failover.done(&self.held, held) {
+            self.observed.metrics.takeovers.inc([why.kind()]);
+        }
         let again = self.failover.to_announce();
         if !again.is_empty()
             && let Err(error) = self.kernel.announce(&again).await
@@ -328,7 +354,7 @@ impl<K: Kernel> Agent<K> {
             self.programmed = digest;
             Verdict::yes(ConditionType::Programmed, "Programmed", found.join("; "))
         } else {
-            Verdict::no(ConditionType::Programmed, "NoAddress", found.join("; "))
+            Verdict::no(ConditionType::Programmed, NO_ADDRESS, found.join("; "))
         };
         self.report(self.programmed.clone(), false, verdict);
         true
@@ -419,7 +445,7 @@ impl<K: Kernel> Agent<K> {
         force: Force,
     ) -> Result<(), String> {
         let previous = self.applied.take();
-        let same = previous.as_ref().is_some_and(|a| a.desired == desired);
+        let same = previous.as_ref().is_some_and(|a| *a.desired == desired);
         let done = previous.as_ref().is_some_and(|a| a.done);
         if let Some(previous) = &previous {
             self.uncut.extend(&previous.desired.flows.ours);
@@ -433,15 +459,19 @@ impl<K: Kernel> Agent<K> {
         // What all flows agreed with: only those that are judged otherwise now need a look.
         let agreed = previous
             .filter(|_| done && !reused && !force.apply)
-            .map(|p| p.desired.flows);
+            .map(|p| p.desired);
+        let agreed = agreed.as_deref().map(|d| &d.flows);
         let started = Instant::now();
         let applied = self.kernel.apply(&desired).await;
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let mut kept = Applied { desired, done: false };
+        let mut kept = Applied {
+            desired: Arc::new(desired),
+            done: false,
+        };
         let result = match applied {
             Ok(changes) => {
                 let cut = if cut_due {
-                    let agreed = agreed.as_ref().filter(|_| !changes.repaired());
+                    let agreed = agreed.filter(|_| !changes.repaired());
                     self.cut(&kept.desired.flows, agreed).await
                 } else if changes.repaired() || (same && !changes.is_empty()) {
                     // Flows may have begun while something was missing.
@@ -450,9 +480,16 @@ impl<K: Kernel> Agent<K> {
                     Ok(0)
                 };
                 log::applied(&self.held, &kept.desired, &changes, cut.as_ref().ok(), micros);
+                match &cut {
+                    Ok(cut) => self
+                        .observed
+                        .applied(started.elapsed(), !changes.is_empty(), *cut),
+                    Err(_) => self.observed.refused(started.elapsed()),
+                }
                 cut.map(|_| ()).map_err(|error| error.to_string())
             }
             Err(error) => {
+                self.observed.refused(started.elapsed());
                 // The table stands, so flows that began before it would be dropped until they end.
                 if matches!(error, spillway_dataplane::Error::Incomplete { .. })
                     && let Err(error) = self.cut(&kept.desired.flows, None).await

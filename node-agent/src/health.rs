@@ -1,84 +1,52 @@
-//! `/healthz` and `/readyz` on the node's own loopback.
+//! When this agent is alive, and when it is ready.
+//!
+//! * **Alive** while the apply loop isn't stuck in its work. That is compiling and this node's own kernel: an API server
+//!   that is away never makes it late.
+//! * **Ready** once the kernel holds what the plan asks for, or there is no plan to program. A rollout stops at the first
+//!   node whose kernel refuses.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::get;
+use spillway_telemetry::{Health, Watchdog};
 
-/// The loop goes round at least once a minute; this long without is stuck.
+/// The slowest step is one run of `nft`, which is given up after a minute; a round takes some of them.
 const STUCK: Duration = Duration::from_secs(300);
 
 /// What the probes answer from. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Health(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    started: Instant,
-    /// Milliseconds after `started` at which the loop last went round.
-    beat: AtomicU64,
-    ready: AtomicBool,
+pub(crate) struct Standing {
+    pub(crate) watchdog: Watchdog,
+    /// What isn't as it should be.
+    unready: Arc<Mutex<Option<String>>>,
 }
 
-impl Health {
-    /// Healthy, not ready.
+impl Standing {
+    /// Alive, and not ready.
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Inner {
-            started: Instant::now(),
-            beat: AtomicU64::new(0),
-            ready: AtomicBool::new(false),
-        }))
+        Self {
+            watchdog: Watchdog::new("apply loop", STUCK),
+            unready: Arc::new(Mutex::new(Some("nothing was programmed yet".into()))),
+        }
     }
 
-    /// The loop goes round.
-    pub(crate) fn beat(&self) {
-        let now = u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.0.beat.store(now, Ordering::Relaxed);
+    /// How the last round ended: with what isn't as it should be, if anything.
+    pub(crate) fn set(&self, unready: Option<String>) {
+        *self.unready.lock().unwrap_or_else(PoisonError::into_inner) = unready;
     }
 
-    /// Whether the kernel holds what it should, as far as this agent knows.
-    pub(crate) fn set_ready(&self, ready: bool) {
-        self.0.ready.store(ready, Ordering::Relaxed);
+    fn unready(&self) -> Option<String> {
+        self.unready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
-    fn stuck(&self) -> bool {
-        let last = Duration::from_millis(self.0.beat.load(Ordering::Relaxed));
-        self.0.started.elapsed().saturating_sub(last) > STUCK
-    }
-}
-
-async fn healthz(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.stuck() {
-        (StatusCode::SERVICE_UNAVAILABLE, "the apply loop is stuck\n")
-    } else {
-        (StatusCode::OK, "ok\n")
-    }
-}
-
-async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.0.ready.load(Ordering::Relaxed) {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the kernel isn't programmed\n")
-    }
-}
-
-/// Serves both for ever. The port is the whole node's: if somebody else has it, the agent works on without.
-pub(crate) async fn serve(listen: SocketAddr, health: Health) {
-    let app = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .with_state(health);
-    let served = async {
-        let listener = tokio::net::TcpListener::bind(listen).await?;
-        axum::serve(listener, app).await
-    };
-    if let Err(error) = served.await {
-        tracing::error!(%listen, %error, "health can't be served");
+    /// The checks.
+    pub(crate) fn health(&self) -> Health {
+        let (alive, ready) = (self.watchdog.clone(), self.clone());
+        Health::new()
+            .live(move || alive.check())
+            .ready(move || ready.unready().map_or(Ok(()), Err))
     }
 }

@@ -12,12 +12,14 @@ mod gate;
 mod health;
 mod kernel;
 mod mirror;
+mod observed;
 mod pods;
 mod ports;
 mod show;
 mod status;
 
-use std::net::SocketAddr;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use kube::{Client, Config};
 use spillway_core::node::inputs::Settings;
 use spillway_dataplane::LinuxKernel;
+use spillway_telemetry::{Book, Metrics};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -50,9 +53,20 @@ struct Arguments {
         default_value = "/var/lib/spillway"
     )]
     state_dir: PathBuf,
-    /// Address of /healthz and /readyz.
-    #[arg(long, env = "SPILLWAY_HEALTH_LISTEN", default_value = "127.0.0.1:8082")]
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(
+        long,
+        env = "SPILLWAY_HEALTH_LISTEN",
+        global = true,
+        default_value = "127.0.0.1:8082"
+    )]
     health_listen: SocketAddr,
+    /// Port at which /metrics is answered to other machines; 0 for none.
+    #[arg(long, env = "SPILLWAY_METRICS_PORT", default_value = "0")]
+    metrics_port: u16,
+    /// Address of this node that has the port.
+    #[arg(long, env = "SPILLWAY_METRICS_ADDRESS", default_value = "127.0.0.1")]
+    metrics_address: IpAddr,
     /// Bits of the packet mark that choose a gateway: 2 to 8 contiguous ones above the low 16 that neither
     /// the CNI nor kube-proxy uses.
     #[arg(long, env = "SPILLWAY_MARK_MASK", global = true, default_value = "0xff000000", value_parser = mask)]
@@ -79,6 +93,8 @@ enum Command {
         #[arg(long)]
         diff: bool,
     },
+    /// Print what the agent on this node measures.
+    Metrics,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -129,13 +145,26 @@ async fn main() -> anyhow::Result<()> {
     if let Some(problem) = settings.problem() {
         anyhow::bail!(problem);
     }
+    if let Some(Command::Metrics) = arguments.command {
+        let text = spillway_telemetry::get(arguments.health_listen, "/metrics").await?;
+        std::io::stdout().write_all(text.as_bytes())?;
+        return Ok(());
+    }
     let disk = disk::Disk::new(&arguments.state_dir);
     let kernel = LinuxKernel::open().context("open the kernel; NET_ADMIN is needed")?;
     match arguments.command {
         Some(Command::Show { diff }) => {
             show::show(std::io::stdout(), &kernel, &disk, &arguments.node, settings, diff).await
         }
-        None => Box::pin(run(arguments, settings, disk, kernel)).await,
+        None | Some(Command::Metrics) => Box::pin(run(arguments, settings, disk, kernel)).await,
+    }
+}
+
+/// The port is the whole node's: if somebody else has it, the agent works on without.
+async fn answer(listen: SocketAddr, routes: spillway_telemetry::Routes) {
+    match spillway_telemetry::bind(listen).await {
+        Ok(listener) => spillway_telemetry::serve(listener, routes).await,
+        Err(error) => tracing::error!(%error, "health and metrics can't be served"),
     }
 }
 
@@ -158,17 +187,20 @@ async fn run(
     let node = arguments.node;
     tracing::info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
     let client = client().await?;
-    let health = health::Health::new();
+    let standing = health::Standing::new();
+    let mut book = Book::default();
+    let observed = observed::Observed::new(&mut book);
     let (reports, reported) = watch::channel(None);
     let cluster = cluster::Cluster::watch(&client, &node);
     let cni = plugin.cni.clone();
-    let (failover, prober_ended) = failover::Failover::start(arguments.probing)?;
+    let (failover, prober_ended) = failover::Failover::start(arguments.probing, observed.clone())?;
     let farewell = failover.farewell();
     let kernel = Arc::new(kernel);
     let agent = agent::Agent::new(
         kernel.clone(),
         disk,
-        health.clone(),
+        standing.clone(),
+        observed.clone(),
         reports,
         cni,
         failover,
@@ -176,10 +208,26 @@ async fn run(
         settings,
     );
     let (port_use, used) = watch::channel(None);
-    let counting = ports::count(kernel, ports::PERIOD, agent.shares(), port_use);
-    tokio::spawn(health::serve(arguments.health_listen, health));
+    let counting = ports::count(
+        kernel.clone(),
+        ports::PERIOD,
+        agent.shares(),
+        port_use,
+        observed.clone(),
+    );
+    let shown = observed.clone();
+    let metrics = Metrics::new(book, move || {
+        let (observed, kernel) = (shown.clone(), kernel.clone());
+        async move { observed.refresh(&kernel).await }
+    });
+    let routes = spillway_telemetry::routes(standing.health(), metrics);
+    tokio::spawn(answer(arguments.health_listen, routes.clone()));
+    if arguments.metrics_port != 0 {
+        let listen = SocketAddr::new(arguments.metrics_address, arguments.metrics_port);
+        tokio::spawn(answer(listen, routes));
+    }
     tokio::select! {
-        error = plugin.run(cluster.clone(), client.clone(), node.clone()) => return Err(error),
+        error = plugin.run(cluster.clone(), client.clone(), node.clone(), observed) => return Err(error),
         () = agent.run(cluster) => anyhow::bail!("the apply loop has ended"),
         () = counting => anyhow::bail!("the counting of ports has ended"),
         () = status::keep(client, node, reported, used) => anyhow::bail!("the status writer has ended"),

@@ -16,6 +16,8 @@ use spillway_dataplane::{Kernel, PortCount};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::observed::{self, Observed};
+
 /// How often connections are counted.
 pub(crate) const PERIOD: Duration = Duration::from_secs(5);
 
@@ -35,6 +37,14 @@ pub(crate) struct Share {
     ports: Vec<PortRange>,
     /// Ranges that only older connections have.
     draining: Vec<PortRange>,
+}
+
+impl Share {
+    /// Ports for new connections.
+    fn usable(&self) -> u64 {
+        let size = |range: &PortRange| u64::from(range.last.saturating_sub(range.first)) + 1;
+        self.ports.iter().map(size).sum()
+    }
 }
 
 /// What this node has of all egress IPs.
@@ -104,8 +114,7 @@ impl Book {
         self.0.retain(|address, _| shares.contains_key(address));
         let entry = |((address, share), count): ((&IpAddr, &Share), &PortCount)| {
             let gauge = self.0.entry(*address).or_default();
-            let size = |range: &PortRange| u64::from(range.last.saturating_sub(range.first)) + 1;
-            let usable: u64 = share.ports.iter().map(size).sum();
+            let usable = share.usable();
             gauge.measure(count.busiest, usable, now);
             let connections = count.connections.iter().skip(share.ports.len());
             let empty: BTreeSet<PortRange> = share
@@ -129,12 +138,23 @@ impl Book {
     }
 }
 
+/// What metrics say of these counts.
+fn gauges(shares: &Shares, counts: &[PortCount]) -> Vec<observed::PortUse> {
+    let gauge = |((address, share), count): ((&IpAddr, &Share), &PortCount)| observed::PortUse {
+        address: *address,
+        granted: share.usable(),
+        used: count.busiest,
+    };
+    shares.iter().zip(counts).map(gauge).collect()
+}
+
 /// Counts for ever, every `period`. Nothing is said before the first count; then what changes.
 pub(crate) async fn count<K: Kernel>(
     kernel: K,
     period: Duration,
     mut shares: watch::Receiver<Shares>,
     said: watch::Sender<Option<Vec<PortUse>>>,
+    observed: Observed,
 ) {
     let mut book = Book::default();
     loop {
@@ -151,6 +171,7 @@ pub(crate) async fn count<K: Kernel>(
         };
         match counts {
             Ok(counts) => {
+                observed.counted(gauges(&now, &counts));
                 let report = Some(book.enter(&now, &counts, Instant::now()));
                 said.send_if_modified(|old| {
                     let changed = *old != report;
@@ -281,7 +302,14 @@ mod tests {
         let kernel = Arc::new(RecordingKernel::default());
         let (shares, of) = watch::channel(Shares::new());
         let (said, mut hear) = watch::channel(None);
-        tokio::spawn(count(kernel.clone(), Duration::from_millis(1), of, said));
+        let observed = Observed::new(&mut spillway_telemetry::Book::default());
+        tokio::spawn(count(
+            kernel.clone(),
+            Duration::from_millis(1),
+            of,
+            said,
+            observed,
+        ));
         hear.changed().await.expect("said");
         assert_eq!(*hear.borrow_and_update(), Some(Vec::new()), "nothing to count");
         let range = PortRange {

@@ -35,7 +35,8 @@ impl Bench {
         let agent = Agent::new(
             kernel.clone(),
             Disk::new(directory.path()),
-            Health::new(),
+            Standing::new(),
+            Observed::new(&mut spillway_telemetry::Book::default()),
             sender,
             Cni::off(),
             Failover::without_prober(),

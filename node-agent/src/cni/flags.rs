@@ -12,6 +12,7 @@ use super::cache::CacheFile;
 use super::install::{Installer, Places};
 use super::server::{Server, serve};
 use crate::cluster::Cluster;
+use crate::observed::Observed;
 
 /// How a pod's first packets are kept from leaving otherwise than its policies say.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
@@ -108,11 +109,17 @@ impl Flags {
 
 impl Plugin {
     /// Answers the plugin and keeps it in place for ever; ends with what makes that impossible.
-    pub(crate) async fn run(self, cluster: Cluster, client: Client, node: String) -> anyhow::Error {
+    pub(crate) async fn run(
+        self,
+        cluster: Cluster,
+        client: Client,
+        node: String,
+        observed: Observed,
+    ) -> anyhow::Error {
         let Some((installer, socket)) = self.running else {
             return std::future::pending().await;
         };
-        let server = Server::new(self.cni, cluster, client, node);
+        let server = Server::new(self.cni, cluster, client, node, observed);
         tokio::select! {
             error = serve(server, &socket) => {
                 anyhow::Error::new(error).context(format!("serve the CNI plugin at {}", socket.display()))

@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use super::lookup::{Found, Lookup};
 use super::{Cni, Standing, events};
 use crate::cluster::Cluster;
+use crate::observed::Observed;
 
 /// Questions that are answered at the same time; further ones wait.
 const AT_ONCE: usize = 256;
@@ -47,15 +48,17 @@ pub(super) struct Server {
     cni: Cni,
     lookup: Lookup,
     node: String,
+    observed: Observed,
 }
 
 impl Server {
     /// For the node of that name.
-    pub(super) fn new(cni: Cni, cluster: Cluster, client: Client, node: String) -> Self {
+    pub(super) fn new(cni: Cni, cluster: Cluster, client: Client, node: String, observed: Observed) -> Self {
         Self {
             cni,
             lookup: Lookup { cluster, client },
             node,
+            observed,
         }
     }
 
@@ -83,6 +86,7 @@ impl Server {
     async fn add(&self, attachment: Attachment, wait: Duration) -> Answer {
         let began = Instant::now();
         let deadline = began + wait;
+        let _waiting = Waiting::begin(&self.observed);
         let admitted = self.admit(&attachment, deadline);
         tokio::pin!(admitted);
         let outcome = if let Ok(outcome) = timeout_at(began + LONG, &mut admitted).await {
@@ -104,6 +108,16 @@ impl Server {
             ..
         } = &attachment;
         let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.observed
+            .metrics
+            .cni_held
+            .observe(began.elapsed().as_secs_f64());
+        let result = match outcome {
+            Ok(true) => "programmed",
+            Ok(false) => "unselected",
+            Err(_) => "refused",
+        };
+        self.observed.metrics.cni.inc([result]);
         match outcome {
             Ok(selected) => {
                 tracing::debug!(
@@ -258,6 +272,22 @@ impl Server {
             return Answer::no(format!("node {} hasn't programmed {missing:?}", self.node));
         }
         Answer::yes()
+    }
+}
+
+/// A pod that waits.
+struct Waiting<'a>(&'a Observed);
+
+impl<'a> Waiting<'a> {
+    fn begin(observed: &'a Observed) -> Self {
+        observed.metrics.cni_waiting.inc();
+        Self(observed)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.cni_waiting.dec();
     }
 }
 

@@ -20,12 +20,14 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use spillway_core::health::reason::Why;
 use spillway_core::health::{Assignment, Timing};
 use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::NodeInputs;
 use spillway_crds::member::NodeRef;
 use tokio::sync::{oneshot, watch};
 
+use crate::observed::Observed;
 use books::Books;
 pub(crate) use books::Holding;
 
@@ -103,7 +105,7 @@ pub(crate) type Ended = oneshot::Receiver<()>;
 
 impl Failover {
     /// Starts the prober.
-    pub(crate) fn start(probing: Probing) -> anyhow::Result<(Self, Ended)> {
+    pub(crate) fn start(probing: Probing, observed: Observed) -> anyhow::Result<(Self, Ended)> {
         let (failover, orders, view) = Self::apart();
         let (alive, ended) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -114,7 +116,7 @@ impl Failover {
             .name("prober".into())
             .spawn(move || {
                 let _alive: oneshot::Sender<()> = alive;
-                runtime.block_on(prober::run(probing.timing(), orders, view));
+                runtime.block_on(prober::run(probing.timing(), orders, view, observed));
             })
             .context("start the prober's thread")?;
         Ok((failover, ended))
@@ -180,8 +182,9 @@ impl Failover {
     }
 
     /// The kernel holds what `inputs` ask for, and answers for `held`; or, without `held`, nobody knows what it holds.
-    pub(crate) fn done(&mut self, inputs: &NodeInputs, held: Option<&BTreeMap<IpAddr, String>>) {
-        self.books.done(inputs, held);
+    /// Answers why what is new was taken.
+    pub(crate) fn done(&mut self, inputs: &NodeInputs, held: Option<&BTreeMap<IpAddr, String>>) -> Vec<Why> {
+        let taken = self.books.done(inputs, held);
         let orders = self.books.orders(inputs, held.is_some());
         self.orders.send_if_modified(|old| {
             let new = Orders {
@@ -192,6 +195,7 @@ impl Failover {
             *old = new;
             changed
         });
+        taken
     }
 
     /// Everything was taken out.

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::socket::Socket;
 use super::uplink::Uplinks;
 use super::{Orders, View};
+use crate::observed::Observed;
 
 /// Probes of one node whose answers are still taken.
 const MOST_UNANSWERED: usize = 8;
@@ -27,6 +28,8 @@ const LOOK: Duration = Duration::from_secs(1);
 struct Sent {
     id: u64,
     asked: Vec<IpAddr>,
+    /// It was counted as lost.
+    lost: bool,
 }
 
 struct Prober {
@@ -42,10 +45,16 @@ struct Prober {
     random: RandomState,
     counter: u64,
     started: Instant,
+    observed: Observed,
 }
 
 /// Goes on until the apply loop is gone.
-pub(super) async fn run(timing: Timing, mut orders: watch::Receiver<Orders>, view: watch::Sender<View>) {
+pub(super) async fn run(
+    timing: Timing,
+    mut orders: watch::Receiver<Orders>,
+    view: watch::Sender<View>,
+    observed: Observed,
+) {
     let mut prober = Prober {
         tracker: Tracker::new(timing),
         orders: Orders::default(),
@@ -58,6 +67,7 @@ pub(super) async fn run(timing: Timing, mut orders: watch::Receiver<Orders>, vie
         random: RandomState::new(),
         counter: 0,
         started: Instant::now(),
+        observed,
     };
     let mut buffer = [0; LONGEST + 1];
     let first = orders.borrow_and_update().clone();
@@ -191,7 +201,16 @@ impl Prober {
             self.looked = None;
         }
         let sent = self.sent.entry(node).or_default();
-        sent.push_back(Sent { id, asked });
+        for before in sent.iter_mut().filter(|s| !s.lost) {
+            before.lost = true;
+            self.observed.metrics.probes_lost.inc();
+        }
+        self.observed.metrics.probes.inc();
+        sent.push_back(Sent {
+            id,
+            asked,
+            lost: false,
+        });
         if sent.len() > MOST_UNANSWERED {
             sent.pop_front();
         }
@@ -283,6 +302,8 @@ impl Prober {
         view.send_if_modified(|old| {
             let changed = *old != fresh;
             if changed {
+                let probed = self.orders.assignment.probed.keys().cloned().collect();
+                self.observed.judged(probed, fresh.liveness.clone());
                 *old = fresh;
             }
             changed
