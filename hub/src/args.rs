@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, default_value = "[::]:9443")]
     pub listen: SocketAddr,
 
-    /// Where /healthz and /readyz are served.
+    /// Where /healthz, /readyz and /metrics are served.
     #[arg(long, default_value = "[::]:8080")]
     pub http_listen: SocketAddr,
 

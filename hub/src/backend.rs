@@ -15,7 +15,8 @@ use spillway_core::plan::Digest;
 use spillway_crds::hub::Member;
 use spillway_link::MemberReport;
 use spillway_link::hub::{
-    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, PublishedPlan, Refusal, SessionInfo, Unavailable,
+    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, LinkEvent, PublishedPlan, Refusal, SessionInfo,
+    Unavailable,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -23,6 +24,7 @@ use tokio::task::JoinSet;
 use crate::api::{CALL_LIMIT, Failure, Guard, LINK, apply_status, within};
 use crate::enroll::{Registrar, is_good};
 use crate::mirror::{Key, Mirror};
+use crate::observed::Observed;
 use crate::plans::Plans;
 use crate::report::{Fields, LinkStatus, version};
 
@@ -40,6 +42,8 @@ struct Entry {
     status: watch::Sender<LinkStatus>,
     /// The live session, if there is one.
     session: Option<u64>,
+    /// When it began.
+    since: Instant,
 }
 
 /// State that sessions share.
@@ -51,6 +55,7 @@ pub(crate) struct Backend {
     registrar: Registrar,
     entries: Mutex<BTreeMap<String, Entry>>,
     writers: Mutex<JoinSet<()>>,
+    observed: Observed,
 }
 
 impl Backend {
@@ -60,6 +65,7 @@ impl Backend {
         replica: &str,
         members: Mirror<Member>,
         plans: Arc<Plans>,
+        observed: Observed,
     ) -> Self {
         Self {
             replica: replica.into(),
@@ -69,7 +75,13 @@ impl Backend {
             registrar: Registrar::new(client, namespace),
             entries: Mutex::default(),
             writers: Mutex::default(),
+            observed,
         }
+    }
+
+    /// Streams that this replica serves.
+    pub(crate) fn streams(&self) -> usize {
+        self.locked().values().filter(|e| e.session.is_some()).count()
     }
 
     /// Members that are on record as connected to an earlier life of this replica aren't.
@@ -119,10 +131,15 @@ impl Backend {
             Entry {
                 status,
                 session: None,
+                since: Instant::now(),
             }
         });
-        let Entry { status, session } = entry;
+        let before = entry.session;
+        let Entry { status, session, .. } = entry;
         status.send_modify(|s| change(s, session));
+        if entry.session != before {
+            entry.since = Instant::now();
+        }
     }
 
     /// The same for what a live session says; what a session says that another has replaced is void.
@@ -146,6 +163,7 @@ impl HubBackend for Backend {
             .registrar
             .enroll(&request)
             .await
+            .inspect_err(|why| self.observed.enrolled(Err(why)))
             .inspect_err(|why| tracing::info!(cluster = request.member, token = request.token.id(), %why, "enrolment refused"))?;
         self.members.written(member.clone());
         // The member calls at once; this replica should know it by then. The others may lag and are tried again.
@@ -155,6 +173,7 @@ impl HubBackend for Backend {
             }
         };
         let _ = tokio::time::timeout(SHOW_LIMIT, shown).await;
+        self.observed.enrolled(Ok(()));
         tracing::info!(cluster = request.member, serial = %request.serial, "member enrolled");
         Ok(Enrolled)
     }
@@ -167,6 +186,7 @@ impl HubBackend for Backend {
             .map_err(|e| Unavailable(e.to_string()))?
             .ok_or_else(|| Unavailable(format!("the certificate of {member} was revoked meanwhile")))?;
         self.members.written(written);
+        self.observed.0.renewals.inc();
         tracing::info!(cluster = member, serial = new_serial, "certificate renewed");
         Ok(())
     }
@@ -218,6 +238,16 @@ impl HubBackend for Backend {
 
     async fn acknowledged(&self, session: &SessionInfo, digest: Digest) {
         tracing::debug!(cluster = session.member, plan = %digest.short(), "plan acknowledged");
+        self.observed.0.plans_acknowledged.inc();
+        let since = self.locked().get(&session.member).map(|e| e.since);
+        if let Some(published) = self.plans.acknowledged(&session.member, &digest)
+            && since.is_some_and(|since| since <= published)
+        {
+            self.observed
+                .0
+                .acknowledge
+                .observe(published.elapsed().as_secs_f64());
+        }
         self.told(session, |status| {
             status.plan.acknowledged = Some(digest.to_string());
             status.plan.refusal = None;
@@ -226,11 +256,16 @@ impl HubBackend for Backend {
 
     async fn refused(&self, session: &SessionInfo, refusal: Refusal) {
         tracing::warn!(cluster = session.member, plan = %refusal.digest.short(), resource = refusal.resource, reason = refusal.reason, "plan refused");
+        self.observed.0.plans_refused.inc();
         self.told(session, |status| status.refuse(&refusal));
     }
 
     async fn reported(&self, session: &SessionInfo, report: MemberReport) {
         self.told(session, |status| status.report(report));
+    }
+
+    fn happened(&self, event: LinkEvent) {
+        self.observed.link(event);
     }
 
     async fn leave(&self, session: &SessionInfo) -> Result<(), Unavailable> {

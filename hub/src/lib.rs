@@ -24,6 +24,8 @@ mod health;
 mod lease;
 mod memory;
 mod mirror;
+mod moves;
+mod observed;
 mod plans;
 mod presence;
 mod reconcile;

@@ -143,6 +143,11 @@ where
         let _ = synced.wait_for(|s| *s).await;
     }
 
+    /// True once everything was read.
+    pub(crate) fn is_synced(&self) -> bool {
+        *self.0.synced.borrow()
+    }
+
     /// All objects, as they are now.
     pub(crate) fn objects(&self) -> Objects<K> {
         self.read().objects.clone()

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use spillway_core::plan::{Digest, Plan};
 use spillway_core::resolve::Resolution;
@@ -17,6 +18,8 @@ struct Slot {
     newest: watch::Sender<Option<Arc<PublishedPlan>>>,
     /// Published ones, newest last. They share most of their resources.
     past: VecDeque<(Digest, Arc<Plan>)>,
+    /// When the newest was published, until its member acknowledges it.
+    unacknowledged: Option<(Digest, Instant)>,
 }
 
 /// The newest plan of each member.
@@ -35,6 +38,13 @@ impl Plans {
         let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let past = &slots.get(member)?.past;
         past.iter().find(|(d, _)| d == digest).map(|(_, p)| p.clone())
+    }
+
+    /// When the plan was published that the member acknowledges now, the first time that it does.
+    pub(crate) fn acknowledged(&self, member: &str, digest: &Digest) -> Option<Instant> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let published = &mut slots.get_mut(member)?.unacknowledged;
+        published.take_if(|(d, _)| d == digest).map(|(_, at)| at)
     }
 
     /// Publishes what changed. Members whose plans await an allocation keep the plan they have. `sure` says
@@ -69,7 +79,9 @@ impl Slot {
             return false;
         }
         let plan = Arc::new(plan.clone());
-        self.past.push_back((plan.digest(), plan.clone()));
+        let digest = plan.digest();
+        self.unacknowledged = Some((digest, Instant::now()));
+        self.past.push_back((digest, plan.clone()));
         if self.past.len() > REMEMBERED {
             self.past.pop_front();
         }
@@ -115,6 +127,10 @@ mod tests {
         assert!(plans.publish(&waiting, true).is_empty());
         assert_eq!(*follower.borrow(), first);
         assert_eq!(plans.publish(&resolution("c"), true), ["a"]);
+        let newest = follower.borrow().clone().expect("published").plan.digest();
+        assert!(plans.acknowledged("a", &Digest::of(b"x")).is_none());
+        assert!(plans.acknowledged("a", &newest).is_some());
+        assert!(plans.acknowledged("a", &newest).is_none(), "told again");
         let older = first.expect("published").plan.clone();
         assert_eq!(plans.past("a", &older.digest()), Some(older));
 

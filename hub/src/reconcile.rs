@@ -11,6 +11,7 @@ use spillway_core::resolve::{Resolution, resolve};
 use spillway_crds::condition::{ConditionType, Verdict};
 use spillway_crds::hub::{EgressGateway, Member};
 use spillway_crds::member::Tunnel;
+use spillway_telemetry::Watchdog;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -18,6 +19,7 @@ use crate::allocate::Recorder;
 use crate::api::{CALL_LIMIT, Failure, within};
 use crate::lease::Leadership;
 use crate::memory::{Memory, restore};
+use crate::observed::Observed;
 use crate::plans::Plans;
 use crate::snapshot::{Mirrors, Snapshot};
 use crate::status::Outcome;
@@ -38,6 +40,19 @@ enum End {
     Recorded,
     /// Something has to be tried again.
     Stuck,
+    /// As settled, but no plan changes as long as some object can't be read.
+    Held,
+}
+
+impl End {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::Recorded => "recorded",
+            Self::Stuck => "stuck",
+            Self::Held => "held",
+        }
+    }
 }
 
 /// Runs in a row that may record something before the loop slows down.
@@ -74,6 +89,8 @@ pub(crate) struct Reconciler {
     pub(crate) plans: Arc<Plans>,
     pub(crate) leadership: Leadership,
     pub(crate) outcomes: watch::Sender<Outcome>,
+    pub(crate) observed: Observed,
+    pub(crate) watchdog: Watchdog,
 }
 
 impl Reconciler {
@@ -88,6 +105,8 @@ impl Reconciler {
             let began = Instant::now();
             leads &= self.leadership.remaining().is_some();
             let end = self.round(leads, &recorder, &mut memory).await;
+            self.observed.0.reconcile.observe(began.elapsed().as_secs_f64());
+            self.observed.0.reconciles.inc([end.as_str()]);
             again = if end == End::Recorded { again + 1 } else { 0 };
             if (1..=MOST_AGAIN).contains(&again) {
                 continue;
@@ -102,7 +121,7 @@ impl Reconciler {
                         tokio::time::sleep(LOOK_AGAIN).await;
                     }
                 }
-                () = tokio::time::sleep(RETRY), if end != End::Settled => {}
+                () = tokio::time::sleep(RETRY), if matches!(end, End::Recorded | End::Stuck) => {}
                 () = until(memory.next_gone()) => {}
             }
         }
@@ -127,9 +146,12 @@ impl Reconciler {
                 tracing::error!(objects = ?snapshot.unknown, "plans are held: these objects counted before and can't be read by this hub");
             }
             self.outcomes.send_replace(Some(Arc::new((snapshot, resolution))));
-            return End::Settled;
+            return End::Held;
         }
+        let waiting = u32::try_from(resolution.waiting.len()).unwrap_or(u32::MAX);
+        self.observed.0.plans_waiting.set(f64::from(waiting));
         for member in self.plans.publish(&resolution, snapshot.sure) {
+            self.observed.0.plans_published.inc();
             let plan = &resolution.plans[&member];
             tracing::info!(cluster = member, plan = %plan.digest().short(), resources = plan.len(), "plan published");
         }
@@ -162,7 +184,12 @@ impl Reconciler {
                 })
                 .collect();
         }
-        match tokio::task::spawn_blocking(move || resolve(&state)).await {
+        let watchdog = self.watchdog.clone();
+        let resolving = move || {
+            let _working = watchdog.work();
+            resolve(&state)
+        };
+        match tokio::task::spawn_blocking(resolving).await {
             Ok(resolution) => Some(resolution),
             Err(error) => {
                 tracing::error!(%error, "resolution broke; plans stay as they are");

@@ -2,14 +2,14 @@
 
 use std::future::Future;
 use std::io::IsTerminal as _;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use kube::{Client, Config};
 use spillway_link::hub::{HubConfig, serve};
-use tokio::net::TcpListener;
+use spillway_telemetry::hub::HubMetrics;
+use spillway_telemetry::{Book, Metrics, bind, routes, serve as serve_http};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -19,8 +19,9 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{Args, LogFormat};
 use crate::authority;
 use crate::backend::Backend;
-use crate::health::Health;
-use crate::lease::Elector;
+use crate::health::Standing;
+use crate::lease::{Elector, Leadership};
+use crate::observed::Observed;
 use crate::plans::Plans;
 use crate::presence::Presence;
 use crate::reconcile::Reconciler;
@@ -80,20 +81,30 @@ pub fn start(args: &Args) -> anyhow::Result<()> {
 pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let overlay = args.overlay()?;
     let stop = CancellationToken::new();
-    let health = Health::default();
+    let standing = Standing::new();
+    let mut book = Book::default();
+    let observed = Observed(HubMetrics::new(&mut book));
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
 
     let http = bind(args.http_listen).await?;
-    let listener_health = health.clone();
-    tasks.spawn(async move {
-        if let Err(error) = listener_health.serve(http).await {
-            tracing::error!(%error, "the health endpoint broke");
+    let mirrors = Mirrors::follow(&client, &mut tasks);
+    // What isn't there before everything is in sync.
+    let later: Arc<OnceLock<(Leadership, Arc<Backend>)>> = Arc::default();
+    let copies = mirrors.clone();
+    let health = standing.health(move || copies.unsynced());
+    let metrics = Metrics::new(book, {
+        let (mirrors, observed, later) = (mirrors.clone(), observed.clone(), later.clone());
+        move || {
+            let streams = later.get().map_or(0, |(_, backend)| backend.streams());
+            observed.refresh(&mirrors.snapshot(), streams, later.get().map(|(l, _)| l));
+            std::future::ready(())
         }
+    });
+    tasks.spawn(async move {
+        serve_http(http, routes(health, metrics)).await;
         "health endpoint"
     });
-
-    let mirrors = Mirrors::follow(&client, &mut tasks);
     let start = async {
         let identity = authority::identity(&client, &args.namespace).await?;
         while let Err(error) = authority::publish(&client, &args.namespace, &identity, &args.endpoints).await
@@ -123,12 +134,19 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         plans: plans.clone(),
         leadership: leadership.clone(),
         outcomes,
+        observed: observed.clone(),
+        watchdog: standing.watchdog.clone(),
     };
     tasks.spawn(async move {
         reconciler.run().await;
         "reconcile loop"
     });
-    let statuses = StatusWriter::new(client.clone(), mirrors.clone(), leadership.clone());
+    let statuses = StatusWriter::new(
+        client.clone(),
+        mirrors.clone(),
+        leadership.clone(),
+        &args.replica_name,
+    );
     tasks.spawn(async move {
         statuses.run(follow).await;
         "status writer"
@@ -143,7 +161,7 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         presence.run().await;
         "presence of replicas"
     });
-    let tokens = Tokens::new(&client, &args.namespace, leadership);
+    let tokens = Tokens::new(&client, &args.namespace, leadership.clone());
     tasks.spawn(async move {
         tokens.run().await;
         "removal of old tokens"
@@ -155,7 +173,9 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         &args.replica_name,
         mirrors.members.clone(),
         plans,
+        observed,
     ));
+    _ = later.set((leadership, backend.clone()));
     backend.adopt();
     let listener = bind(args.listen).await?;
     let config = HubConfig::new(&identity.hub_id, identity.epoch);
@@ -167,7 +187,7 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         stop.clone().cancelled_owned(),
     );
     let mut serving = std::pin::pin!(serving);
-    health.ready(true);
+    standing.serves(true);
     tracing::info!(
         replica = args.replica_name,
         hub = identity.hub_id,
@@ -187,7 +207,7 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         }),
         () = &mut shutdown => Ok(()),
     };
-    health.ready(false);
+    standing.serves(false);
     outcome?;
     tracing::info!("shutting down");
     stop.cancel();
@@ -207,15 +227,4 @@ fn broken(ended: Option<Result<&'static str, tokio::task::JoinError>>) -> anyhow
         Some(Err(panic)) => anyhow!("a task broke: {panic}"),
         None => anyhow!("no task is running"),
     }
-}
-
-/// Binds; where the machine has no IPv6, `[::]` means every IPv4 address.
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bound = match TcpListener::bind(address).await {
-        Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        bound => bound,
-    };
-    bound.with_context(|| format!("can't listen on {address}"))
 }

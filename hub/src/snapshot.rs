@@ -63,6 +63,21 @@ impl Mirrors {
         self.cluster_policies.synced().await;
     }
 
+    /// Kinds that weren't read yet.
+    pub(crate) fn unsynced(&self) -> Vec<&'static str> {
+        let kinds = [
+            ("members", self.members.is_synced()),
+            ("gateways", self.gateways.is_synced()),
+            ("policies", self.policies.is_synced()),
+            ("cluster policies", self.cluster_policies.is_synced()),
+        ];
+        kinds
+            .into_iter()
+            .filter(|(_, synced)| !synced)
+            .map(|(kind, _)| kind)
+            .collect()
+    }
+
     /// The objects as they are now.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let mut policies = BTreeMap::new();

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::api::{Failure, Guard, MANAGER, apply_status};
 use crate::conditions::{mine, own};
 use crate::lease::Leadership;
+use crate::moves::{Teller, moves};
 use crate::snapshot::{Mirrors, Policy, Snapshot};
 
 /// Writes under way at the same time.
@@ -158,11 +159,13 @@ pub(crate) struct StatusWriter {
     client: Client,
     mirrors: Mirrors,
     leadership: Leadership,
+    teller: Teller,
 }
 
 impl StatusWriter {
-    pub(crate) fn new(client: Client, mirrors: Mirrors, leadership: Leadership) -> Self {
+    pub(crate) fn new(client: Client, mirrors: Mirrors, leadership: Leadership, replica: &str) -> Self {
         Self {
+            teller: Teller::new(client.clone(), replica),
             client,
             mirrors,
             leadership,
@@ -201,12 +204,14 @@ impl StatusWriter {
                     .await
                     .map(|o| mirrors.members.written(o)),
             ),
-            Change::Gateway(g, f) => (
-                name(&g.metadata),
-                self.apply(&Api::all(client.clone()), &g.metadata, &f)
-                    .await
-                    .map(|o| mirrors.gateways.written(o)),
-            ),
+            Change::Gateway(g, f) => {
+                let written = self.apply(&Api::all(client.clone()), &g.metadata, &f).await;
+                if written.is_ok() {
+                    let before = g.status.as_ref().map_or(&[][..], |s| &s.holders);
+                    self.teller.tell(&g, &moves(before, &f.holders));
+                }
+                (name(&g.metadata), written.map(|o| mirrors.gateways.written(o)))
+            }
             Change::Policy(p, f) => {
                 let namespace = p.metadata.namespace.clone().unwrap_or_default();
                 let api = Api::namespaced(client.clone(), &namespace);

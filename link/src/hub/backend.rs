@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use spillway_core::plan::{Digest, Plan, ResourceKey};
 use tokio::sync::watch;
 
+use super::LinkEvent;
 use crate::MemberReport;
 use crate::pki::{Serial, Token};
 
@@ -151,6 +152,11 @@ pub trait HubBackend: Send + Sync + 'static {
 
     /// The member's newest report.
     async fn reported(&self, session: &SessionInfo, report: MemberReport);
+
+    /// Something to count. Answer at once.
+    fn happened(&self, event: LinkEvent) {
+        let _ = event;
+    }
 
     /// The member wants to leave. Once this succeeds, the member forgets the hub.
     async fn leave(&self, session: &SessionInfo) -> Result<(), Unavailable>;

@@ -2,6 +2,7 @@
 
 mod backend;
 mod enroll;
+mod event;
 mod outbox;
 mod registry;
 mod server;
@@ -13,6 +14,7 @@ pub use backend::{
     EnrollRefusal, EnrollRequest, Enrolled, HubBackend, PublishedPlan, Refusal, SessionInfo, Unavailable,
 };
 pub(crate) use enroll::read as read_refusal;
+pub use event::{LinkEvent, StreamEnd};
 pub use server::serve;
 
 use std::time::Duration;

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::enroll::EnrollService;
 use super::registry::Registry;
 use super::session::{self, Context, Wires, good};
-use super::{HubBackend, HubConfig, ServeError, SessionInfo};
+use super::{HubBackend, HubConfig, LinkEvent, ServeError, SessionInfo, StreamEnd};
 use crate::frames::MESSAGE_LIMIT;
 use crate::pki::{CertificateAuthority, CertificateInfo, RequestedKey, Serial};
 use crate::proto::enrollment_server::EnrollmentServer;
@@ -62,7 +62,7 @@ pub async fn serve(
         shutdown: ending.clone(),
         alive: alive.downgrade(),
     });
-    let enrollment = EnrollService::new(authority, config, backend);
+    let enrollment = EnrollService::new(authority, config, backend.clone());
 
     let (member, members) = mpsc::channel(QUEUE);
     let (stranger, strangers) = mpsc::channel(QUEUE);
@@ -70,7 +70,10 @@ pub async fn serve(
         members: member,
         anonymous: stranger,
     };
-    let accepting = tokio::spawn(tls::accept(listener, endpoint.clone(), accepted));
+    let accepting = tokio::spawn(tls::accept(listener, endpoint.clone(), accepted, {
+        let backend = backend.clone();
+        move || backend.happened(LinkEvent::HandshakeFailed)
+    }));
     let for_members = Server::builder()
         .max_concurrent_streams(STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
@@ -193,6 +196,7 @@ impl Link for LinkService {
                 reason = status.message(),
                 "a member was refused"
             );
+            self.backend.happened(LinkEvent::Ended(StreamEnd::of(&status)));
             return Err(status);
         }
         let alive = self

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::outbox::{Due, Outbox};
 use super::registry::{Place, Registry};
-use super::{HubBackend, HubConfig, PublishedPlan, Refusal, SessionInfo};
+use super::{HubBackend, HubConfig, LinkEvent, PublishedPlan, Refusal, SessionInfo, StreamEnd};
 use crate::PROTOCOL;
 use crate::frames::{PIECE, digest, key};
 use crate::proto::{self, HubMessage, MemberMessage, hub_message, member_message};
@@ -66,6 +66,12 @@ pub(super) async fn run(context: Context, mut info: SessionInfo, mut wires: Wire
         context.backend.connected(&info).await;
         let mut session = Session::new(&context, &info, &hello, wires.outbound.clone());
         let end = session.serve(&mut wires.inbound, &place).await;
+        let why = if session.left {
+            StreamEnd::Left
+        } else {
+            StreamEnd::of(&end)
+        };
+        context.backend.happened(LinkEvent::Ended(why));
         info!(
             member = info.member,
             session = info.id,
@@ -267,6 +273,7 @@ impl<'a> Session<'a> {
                     pieces = frames.len(),
                     "a plan update is on its way"
                 );
+                self.backend.happened(LinkEvent::UpdateSent);
                 self.pending
                     .extend(frames.into_iter().map(hub_message::Message::Plan));
             }

@@ -99,7 +99,12 @@ pub(crate) struct Accepted {
 }
 
 /// Accepts connections, until nobody wants them any more.
-pub(crate) async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, out: Accepted) {
+pub(crate) async fn accept(
+    listener: TcpListener,
+    endpoint: Arc<Endpoint>,
+    out: Accepted,
+    failed: impl Fn() + Clone + Send + 'static,
+) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
         // The slot comes first, so that a flood waits in the kernel's backlog and not in our memory.
@@ -121,6 +126,7 @@ pub(crate) async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, out: 
         };
         let acceptor = TlsAcceptor::from(endpoint.current.load_full());
         let (members, anonymous) = (out.members.clone(), out.anonymous.clone());
+        let failed = failed.clone();
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
@@ -130,8 +136,14 @@ pub(crate) async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, out: 
                     let out = if known { members } else { anonymous };
                     let _ = out.send(stream).await;
                 }
-                Ok(Err(e)) => debug!(%peer, error = %e, "a TLS handshake failed"),
-                Err(_) => debug!(%peer, "a TLS handshake took too long"),
+                Ok(Err(e)) => {
+                    debug!(%peer, error = %e, "a TLS handshake failed");
+                    failed();
+                }
+                Err(_) => {
+                    debug!(%peer, "a TLS handshake took too long");
+                    failed();
+                }
             }
         });
     }

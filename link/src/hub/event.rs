@@ -1,0 +1,68 @@
+//! What happens on the endpoint that nobody has to act on, but somebody counts.
+
+use tonic::{Code, Status};
+
+/// Something that happened.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LinkEvent {
+    /// A connection didn't get through the TLS handshake: a stranger, a wrong CA, or too slow.
+    HandshakeFailed,
+    /// An update was put on a member's stream.
+    UpdateSent,
+    /// A member's stream ended, or wasn't accepted.
+    Ended(StreamEnd),
+}
+
+/// Why a stream ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum StreamEnd {
+    /// The member has left the federation.
+    Left,
+    /// The member ended it, or the connection broke.
+    Closed,
+    /// A newer one of the same member began.
+    Replaced,
+    /// Nothing was heard for too long.
+    Silent,
+    /// The certificate was revoked.
+    Revoked,
+    /// The certificate has ended.
+    Expired,
+    /// The member holds a plan of a later epoch.
+    StaleHub,
+    /// This replica ends.
+    Shutdown,
+    /// The member said what makes no sense.
+    Protocol,
+}
+
+impl StreamEnd {
+    /// One word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Closed => "closed",
+            Self::Replaced => "replaced",
+            Self::Silent => "silent",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::StaleHub => "stale_hub",
+            Self::Shutdown => "shutdown",
+            Self::Protocol => "protocol",
+        }
+    }
+
+    /// By the code with which this side ends a stream; the others are what a broken connection gives.
+    pub(super) fn of(end: &Status) -> Self {
+        match end.code() {
+            Code::Aborted => Self::Replaced,
+            Code::DeadlineExceeded => Self::Silent,
+            Code::PermissionDenied => Self::Revoked,
+            Code::Unauthenticated => Self::Expired,
+            Code::FailedPrecondition => Self::StaleHub,
+            Code::Unavailable => Self::Shutdown,
+            Code::InvalidArgument => Self::Protocol,
+            _ => Self::Closed,
+        }
+    }
+}
