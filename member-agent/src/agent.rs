@@ -9,18 +9,20 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 use kube::runtime::watcher::Config;
 use kube::{Api, Client};
+use spillway_telemetry::{Book, Metrics, bind, routes};
 use tokio::sync::watch;
 
 use crate::connection::Connection;
-use crate::health::{self, Check};
+use crate::health;
 use crate::identity::{IdentityStore, TOKEN_SECRET};
-use crate::mirror::mirror;
+use crate::mirror::{Mirror, mirror};
+use crate::observed::Observed;
 use crate::plan::{PlanMirrors, Store, repair};
 use crate::progress::Progress;
 use crate::published::Published;
@@ -39,9 +41,18 @@ pub(crate) struct Settings {
     pub(crate) extra: BTreeSet<IpNet>,
 }
 
+/// Whether a copy was read.
+fn synced<K>(mirror: &Mirror<K>) -> Box<dyn Fn() -> bool + Send + Sync>
+where
+    Mirror<K>: Clone + Send + Sync + 'static,
+{
+    let mirror = mirror.clone();
+    Box::new(move || mirror.synced())
+}
+
 /// Runs the agent; returns only what broke it.
 pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
-    let listener = match health::bind(settings.health).await {
+    let listener = match bind(settings.health).await {
         Ok(listener) => listener,
         Err(error) => return error,
     };
@@ -75,45 +86,33 @@ pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
     let plan = PlanMirrors::start(&client, &mut tasks);
 
     let loaded = Arc::new(AtomicBool::new(false));
-    let checks: Vec<Check> = vec![
-        (
-            "nodes",
-            Box::new({
-                let nodes = nodes.clone();
-                move || nodes.synced()
-            }),
-        ),
-        (
-            "EgressNodes",
-            Box::new({
-                let egress = egress.clone();
-                move || egress.synced()
-            }),
-        ),
-        (
-            "HubConnections",
-            Box::new({
-                let hub = hub.clone();
-                move || hub.synced()
-            }),
-        ),
-        (
-            "the join token's Secret",
-            Box::new({
-                let tokens = tokens.clone();
-                move || tokens.synced()
-            }),
-        ),
-        (
-            "the plan in place",
-            Box::new({
-                let loaded = loaded.clone();
-                move || loaded.load(Ordering::Relaxed)
-            }),
-        ),
-    ];
+    let mut book = Book::default();
+    let observed = Observed::new(&mut book);
+    let progress = Published::new(Progress::default());
+    let placed: Arc<OnceLock<Arc<Store>>> = Arc::default();
+    let health = health::health(
+        vec![
+            ("nodes", synced(&nodes)),
+            ("EgressNodes", synced(&egress)),
+            ("HubConnections", synced(&hub)),
+            ("the join token's Secret", synced(&tokens)),
+        ],
+        loaded.clone(),
+    );
+    let metrics = Metrics::new(book, {
+        let (observed, progress, placed) = (observed.clone(), progress.clone(), placed.clone());
+        let (nodes, egress) = (nodes.clone(), egress.clone());
+        move || {
+            let contents = placed.get().map(|s| s.contents()).unwrap_or_default();
+            observed.refresh(&progress.get(), &contents, &nodes, &egress);
+            std::future::ready(())
+        }
+    });
     let ranges = Published::new(network::ClusterRanges::default());
-    tasks.spawn("health port", health::serve(listener, checks));
+    tasks.spawn(
+        "health port",
+        spillway_telemetry::serve(listener, routes(health, metrics)),
+    );
     tasks.spawn(
         "cluster ranges",
         network::run(
@@ -138,9 +137,9 @@ pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
 
     tasks.spawn("agent", async move {
         // Nothing of the rest makes sense before it is known what an earlier run left.
-        let store = Arc::new(Store::load(client.clone()).await);
+        let store = Arc::new(Store::load(client.clone(), observed.clone()).await);
+        _ = placed.set(store.clone());
         loaded.store(true, Ordering::Relaxed);
-        let progress = Published::new(Progress::default());
         let connection = Connection {
             hub: hub.clone(),
             tokens,
@@ -148,6 +147,7 @@ pub(crate) async fn run(client: Client, settings: Settings) -> anyhow::Error {
             store: store.clone(),
             reports: report,
             progress: progress.clone(),
+            observed,
         };
         let statuses = status::Sources {
             nodes: nodes.clone(),

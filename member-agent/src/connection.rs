@@ -20,6 +20,7 @@ use crate::enrol;
 use crate::identity::{IdentityStore, Stored, TOKEN_SECRET, token_in};
 use crate::leave;
 use crate::mirror::Mirror;
+use crate::observed::Observed;
 use crate::plan::Store;
 use crate::progress::{Progress, enrolled, not_enrolled};
 use crate::published::Published;
@@ -44,6 +45,7 @@ pub(crate) struct Connection {
     pub(crate) store: Arc<Store>,
     pub(crate) reports: watch::Receiver<MemberReport>,
     pub(crate) progress: Published<Progress>,
+    pub(crate) observed: Observed,
 }
 
 impl Connection {
@@ -202,6 +204,8 @@ impl Connection {
             self.store.clone(),
             self.reports.clone(),
             self.identities.clone(),
+            self.progress.clone(),
+            self.observed.clone(),
         );
         if !self.leaving() {
             self.store.expect_no_teardown().await;
@@ -250,6 +254,9 @@ impl Connection {
         loop {
             let state = states.borrow_and_update().clone();
             let verdict = uplink::connected(&state, member);
+            if let ConnectionState::Connecting { reason: Some(reason) } = &state {
+                self.observed.disconnected(reason);
+            }
             let (endpoint, refused, current) = match &state {
                 ConnectionState::Connected {
                     endpoint,

@@ -1,66 +1,39 @@
-//! `/healthz` and `/readyz`.
+//! When this agent is alive, and when it is ready.
+//!
+//! * **Alive** while the process answers: a loop that ends or panics ends the process, and whatever else keeps it
+//!   waiting is the API server or the hub, which killing it doesn't bring back.
+//! * **Ready** once its copies are in sync and it knows the plan that is in place. Not: once the hub was reached. A
+//!   member works on without the hub, and an upgrade of the agent must not wait for it; whether it is connected and what
+//!   its nodes have programmed is said by the `HubConnection` and by metrics.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context as _;
-use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
-use tokio::net::TcpListener;
+use spillway_telemetry::Health;
 
-/// One thing that must be so before the agent is ready: its name, and whether it is.
-pub(crate) type Check = (&'static str, Box<dyn Fn() -> bool + Send + Sync>);
-
-/// Opens the port; where the host has no IPv6, the wildcard means IPv4 alone.
-pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = match TcpListener::bind(address).await {
-        Err(_) if address.ip().is_unspecified() && address.is_ipv6() => {
-            TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], address.port()))).await
-        }
-        other => other,
-    };
-    listener.with_context(|| format!("the health port {address} can't be opened"))
-}
-
-/// Answers for ever: `/healthz` while the process runs (a broken loop ends it), `/readyz` once every check
-/// holds. Neither depends on the hub, without which a member works on.
-pub(crate) async fn serve(listener: TcpListener, checks: Vec<Check>) {
-    let checks = Arc::new(checks);
-    let ready = move || {
-        let missing = missing(&checks);
-        async move {
+/// Health that is ready once each of `synced` answers yes, and `loaded` was set.
+pub(crate) fn health(
+    synced: Vec<(&'static str, Box<dyn Fn() -> bool + Send + Sync>)>,
+    loaded: Arc<AtomicBool>,
+) -> Health {
+    Health::new()
+        .ready(move || {
+            let missing: Vec<_> = synced
+                .iter()
+                .filter(|(_, is)| !is())
+                .map(|(name, _)| *name)
+                .collect();
             if missing.is_empty() {
-                (StatusCode::OK, "ready\n".to_owned())
+                Ok(())
             } else {
-                let list = missing.join(", ");
-                (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {list}\n"))
+                Err(format!("waiting for: {}", missing.join(", ")))
             }
-        }
-    };
-    let app = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready));
-    if let Err(error) = axum::serve(listener, app).await {
-        tracing::error!(%error, "the health port failed");
-    }
-}
-
-fn missing(checks: &[Check]) -> Vec<&'static str> {
-    checks
-        .iter()
-        .filter(|(_, holds)| !holds())
-        .map(|(name, _)| *name)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let checks: Vec<Check> = vec![("nodes", Box::new(|| true)), ("plan", Box::new(|| false))];
-        assert_eq!(missing(&checks), ["plan"]);
-    }
+        })
+        .ready(move || {
+            if loaded.load(Ordering::Relaxed) {
+                Ok(())
+            } else {
+                Err("waiting for: the plan in place".into())
+            }
+        })
 }

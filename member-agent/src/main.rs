@@ -13,6 +13,7 @@ mod identity;
 mod leave;
 mod mirror;
 mod network;
+mod observed;
 mod overlay;
 mod plan;
 mod progress;
@@ -37,7 +38,7 @@ struct Arguments {
     /// Namespace in which the join token and the identity are kept.
     #[arg(long, env = "POD_NAMESPACE", default_value = spillway_crds::NAMESPACE)]
     namespace: String,
-    /// Address of /healthz and /readyz.
+    /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "SPILLWAY_HEALTH_LISTEN", default_value = "[::]:8081")]
     health_listen: SocketAddr,
     /// Ranges of this cluster that can't be found out, such as a CNI's own pod range, separated by commas.

@@ -21,7 +21,10 @@ pub(crate) use spillway_link::member::{ConnectionState, DisconnectReason, Link, 
 pub(crate) use spillway_link::pki::{MemberIdentity, Pin, Secret, Token};
 
 use crate::identity::{IdentityStore, Stored};
+use crate::observed::Observed;
 use crate::plan::{ApplyError, Store, Update};
+use crate::progress::Progress;
+use crate::published::Published;
 
 /// Longest time for one endpoint of the hub while enrolling.
 const ENROL_LIMIT: Duration = Duration::from_secs(10);
@@ -32,6 +35,8 @@ pub(crate) struct Backend {
     reports: watch::Receiver<MemberReport>,
     identities: IdentityStore,
     token_id: String,
+    progress: Published<Progress>,
+    observed: Observed,
 }
 
 #[async_trait]
@@ -85,6 +90,8 @@ impl MemberBackend for Backend {
             .save(&stored)
             .await
             .map_err(|e| StoreError(e.to_string()))?;
+        self.observed.0.renewals.inc();
+        self.progress.edit(|p| p.expires = stored.expires());
         let expires = stored.expires().map(rfc3339);
         tracing::info!(?expires, "certificate renewed");
         Ok(())
@@ -98,6 +105,8 @@ pub(crate) fn link(
     store: Arc<Store>,
     reports: watch::Receiver<MemberReport>,
     identities: IdentityStore,
+    progress: Published<Progress>,
+    observed: Observed,
 ) -> (Link, LinkHandle) {
     let mut config = MemberConfig::new(spec.endpoints.clone(), env!("CARGO_PKG_VERSION"));
     // A member waits at most this long after its hub came back.
@@ -107,6 +116,8 @@ pub(crate) fn link(
         reports,
         identities,
         token_id: stored.token_id.clone(),
+        progress,
+        observed,
     };
     Link::new(config, stored.identity.clone(), Arc::new(backend))
 }

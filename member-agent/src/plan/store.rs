@@ -16,6 +16,7 @@ use super::contents::{Contents, Entry, Unfit, Update};
 use super::objects::{self, KINDS, api_resource};
 use crate::api::{self, Failure};
 use crate::backoff::Backoff;
+use crate::observed::Observed;
 
 /// Writes under way at the same time.
 const CONCURRENCY: usize = 16;
@@ -41,13 +42,14 @@ pub(crate) struct Store {
     client: Client,
     contents: RwLock<Arc<Contents>>,
     version: watch::Sender<u64>,
+    observed: Observed,
     /// Whoever writes holds this; the value is whether the plan is being torn down.
     writing: Mutex<bool>,
 }
 
 impl Store {
     /// Reads what an earlier run left. Waits for the API server and the kinds as long as it takes.
-    pub(crate) async fn load(client: Client) -> Self {
+    pub(crate) async fn load(client: Client, observed: Observed) -> Self {
         let mut backoff = Backoff::up_to(Duration::from_secs(5));
         let mut failing = false;
         let contents = loop {
@@ -61,6 +63,7 @@ impl Store {
             tokio::time::sleep(backoff.wait()).await;
         };
         if let Some(head) = &contents.head {
+            observed.found();
             tracing::info!(
                 hub = head.hub_id,
                 epoch = head.epoch,
@@ -74,6 +77,7 @@ impl Store {
             client,
             contents: RwLock::new(Arc::new(contents)),
             version: watch::Sender::new(0),
+            observed,
             writing: Mutex::new(teardown),
         }
     }
@@ -95,6 +99,13 @@ impl Store {
     /// that sees the new head finds all it needs. Waits as long as the API server is away. Applying the same
     /// update again writes nothing. Where an object is refused, what was written before it is undone.
     pub(crate) async fn apply(&self, update: &Update) -> Result<(), ApplyError> {
+        let started = std::time::Instant::now();
+        let outcome = self.realise(update).await;
+        self.observed.applied(started.elapsed(), outcome.is_ok());
+        outcome
+    }
+
+    async fn realise(&self, update: &Update) -> Result<(), ApplyError> {
         let teardown = self.writing.lock().await;
         let before = self.contents();
         let changes = before.changes(update, *teardown)?;
@@ -237,6 +248,7 @@ impl Store {
         let object = objects::object(key, resource, digest);
         let what = format!("writing {key}");
         insist(|| api::apply(&api, &what, &key.name, &object)).await?;
+        self.observed.0.writes.inc(["apply"]);
         self.edit(|contents| {
             let entry = Entry {
                 digest: *digest,
@@ -252,6 +264,7 @@ impl Store {
         let what = format!("deleting {key}");
         let params = DeleteParams::default();
         insist(|| api::call_delete(&what, api.delete(&key.name, &params))).await?;
+        self.observed.0.writes.inc(["delete"]);
         self.edit(|contents| drop(contents.entries.remove(key)));
         Ok(())
     }
@@ -260,6 +273,7 @@ impl Store {
         let api = Api::<EgressPlan>::all(self.client.clone());
         let object = objects::head(spec);
         insist(|| api::apply(&api, "writing the plan's head", SINGLETON, &object)).await?;
+        self.observed.0.writes.inc(["apply"]);
         self.edit(|contents| contents.head = Some(spec.clone()));
         Ok(())
     }
