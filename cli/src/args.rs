@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use spillway_link::pki::Pin;
 
@@ -54,6 +54,11 @@ pub enum Command {
     Leave(Leave),
     /// How the federation, or this member, is doing, what is wrong and how to fix it.
     Status(Status),
+    /// Before an install: is the cluster fit for it? After: what nobody looks at before it hurts. Each finding with
+    /// its fix.
+    Check(Check),
+    /// Everything that is needed to find out what happened, in one archive, without secrets.
+    Gather(Gather),
     /// Which node answers for which egress IP, and moving them away from a node.
     #[command(subcommand)]
     Failover(FailoverCommand),
@@ -264,6 +269,49 @@ pub struct Status {
     /// Exit with 13 where something is wrong.
     #[arg(long)]
     pub check: bool,
+}
+
+/// A side of the federation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Side {
+    /// The hub's cluster.
+    Hub,
+    /// A member.
+    Member,
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Hub => "hub",
+            Self::Member => "member",
+        })
+    }
+}
+
+/// `spillway check`.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Check what an install of this side needs; left out, both are where nothing is installed.
+    #[arg(long, value_name = "SIDE")]
+    pub before: Option<Side>,
+    /// Exit with 13 for warnings, too.
+    #[arg(long)]
+    pub strict: bool,
+    /// Format for programs.
+    #[arg(short, long)]
+    pub output: Option<Format>,
+}
+
+/// `spillway gather`.
+#[derive(Args, Debug)]
+pub struct Gather {
+    /// Where to write it; must not exist yet [default: spillway-CONTEXT-TIME.tar.gz].
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// How far back logs go.
+    #[arg(long, default_value = "24h", value_parser = duration)]
+    pub since: Duration,
 }
 
 /// Commands on what gateways' nodes hold.

@@ -30,7 +30,7 @@ pub enum Exit {
     TimedOut = 11,
     /// Spillway, or the thing named, isn't there.
     NotFound = 12,
-    /// `status --check` found something wrong.
+    /// `status --check` or `check` found something wrong.
     Unhealthy = 13,
 }
 
@@ -71,7 +71,10 @@ impl Exit {
             Self::NotFound as u8,
             "Spillway, or what the command names, isn't there",
         ),
-        (Self::Unhealthy as u8, "`status --check` found something wrong"),
+        (
+            Self::Unhealthy as u8,
+            "`status --check` or `check` found something wrong",
+        ),
     ];
 }
 

@@ -7,15 +7,19 @@
 //!         migrate ──────────────────────────────► others' objects in our words, as YAML
 //!         failover (status, drain) ─────────────► table, a label on a node
 //!         status, version ──────────────────────► report ─► tables, JSON or YAML
+//!         check ─► status, before, after ───────► findings
+//!         gather ─► objects, logs, nodes ───────► redact ─► archive
 //! ```
 //!
 //! Results go to stdout, everything else to stderr. A command either succeeds or returns a
 //! [`failure::Failure`]: what is wrong, what to do, and an exit code of its own.
 
 pub mod args;
+pub mod check;
 pub mod cluster;
 pub mod failover;
 pub mod failure;
+pub mod gather;
 pub mod hub;
 pub mod join;
 pub mod leave;
@@ -69,6 +73,8 @@ async fn dispatch(arguments: Arguments, ui: &Ui) -> Result<(), Failure> {
         Command::Join(join) => join::run(&target, join, ui).await,
         Command::Leave(leave) => leave::run(&target, &leave, ui).await,
         Command::Status(status) => status::run(&target, &status).await,
+        Command::Check(check) => check::run(&target, &check).await,
+        Command::Gather(gather) => gather::run(&target, &gather, ui).await,
         Command::Failover(FailoverCommand::Status(status)) => failover::status(&target, &status).await,
         Command::Failover(FailoverCommand::Drain(drain)) => failover::drain(&target, &drain, ui).await,
         Command::Failover(FailoverCommand::Undrain(undrain)) => {

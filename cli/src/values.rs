@@ -50,6 +50,8 @@ pub struct MemberValues {
     pub local_ranges: Vec<String>,
     /// Those of `cni`.
     pub cni: Cni,
+    /// `nodeAgent.metricsPort`.
+    pub metrics_port: Option<u16>,
 }
 
 /// Values of the member's chart about the CNI.
@@ -320,12 +322,30 @@ impl MemberValues {
                     .map(|r| r.trim().to_owned())
                     .collect();
             }
+            "nodeAgent.metricsPort" => self.metrics_port = Some(number(assignment)?),
             other => {
-                let own = "localRanges, cni.mode, cni.binDir, cni.confDir, cni.waitSeconds";
+                let own =
+                    "localRanges, nodeAgent.metricsPort, cni.mode, cni.binDir, cni.confDir, cni.waitSeconds";
                 return Err(unknown(other, "spillway-member", own));
             }
         }
         Ok(())
+    }
+
+    /// Lets others read the node agent's metrics.
+    fn open_metrics(&self, object: &mut Value) {
+        let container = object.pointer_mut("/spec/template/spec/containers/0");
+        let (Some(port), Some(container)) = (self.metrics_port, container) else {
+            return;
+        };
+        for variable in container["env"].as_array_mut().into_iter().flatten() {
+            if variable["name"] == "SPILLWAY_METRICS_PORT" {
+                variable["value"] = json!(port.to_string());
+            }
+        }
+        if port != 0 {
+            container["ports"] = json!([{"name": "metrics", "containerPort": port, "protocol": "TCP"}]);
+        }
     }
 
     /// A member's objects with these values.
@@ -335,6 +355,7 @@ impl MemberValues {
             self.common.patch(object);
             if name(object) == "spillway-node-agent" && kind(object) == "DaemonSet" {
                 self.cni.patch(object);
+                self.open_metrics(object);
             }
             if name(object) == "spillway-member-agent" && !self.local_ranges.is_empty() {
                 let variables = object

@@ -65,7 +65,8 @@ async fn ask(cluster: &Cluster, versions: &mut Versions) -> Result<(), Failure> 
     Ok(())
 }
 
-async fn image_tag(cluster: &Cluster, deployment: &str) -> Result<Option<String>, Failure> {
+/// Tag of the image that a Deployment of ours asks for.
+pub(crate) async fn image_tag(cluster: &Cluster, deployment: &str) -> Result<Option<String>, Failure> {
     let found: Option<Deployment> = cluster.get(cluster.ours(), deployment, "Deployment").await?;
     Ok(found
         .and_then(|d| d.spec)

@@ -117,9 +117,11 @@ fn the_hub_is_the_charts() {
 
 #[test]
 fn the_member_is_the_charts() {
-    let cases: [&[&str]; 6] = [
+    let cases: [&[&str]; 8] = [
         &[],
         &IMAGE,
+        &["nodeAgent.metricsPort=9465"],
+        &["nodeAgent.metricsPort=0"],
         &["log=debug", "logFormat=json"],
         &["localRanges={10.32.0.0/12,fd00::/48}"],
         &["cni.mode=Off", "cni.waitSeconds=7"],
@@ -149,6 +151,7 @@ fn the_schema_refuses_what_no_chart_can_use() {
         ("hub", "replica=2"),
         ("member", "image.pullPolicy=Sometimes"),
         ("member", "localRanges={10.0.0.0}"),
+        ("member", "nodeAgent.metricsPort=70000"),
         ("member", "cni.mode=Maybe"),
         ("member", "cni.confDir=net.d"),
     ] {
