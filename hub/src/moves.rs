@@ -4,7 +4,7 @@
 //! flap is damped, yet must not fill the API server. What goes over the budget is said by the next event. Events are lost
 //! where the leader dies between the write and the event; the status holds the truth.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,9 +58,31 @@ impl Move {
     }
 }
 
+/// Claims that were told of, by gateway. A status is written anew before the copy shows what was written, and what is
+/// judged then is older than what was said.
+#[derive(Debug, Default)]
+struct Told(BTreeMap<String, BTreeSet<(String, NodeRef, String)>>);
+
+impl Told {
+    /// Of `after`, what wasn't told yet; from now on it was.
+    fn news<'a>(&mut self, gateway: &str, after: &'a [AddressHolder]) -> Vec<&'a AddressHolder> {
+        let claim = |h: &AddressHolder| {
+            (
+                h.address.clone(),
+                NodeRef::new(&h.member, &h.node),
+                h.since.clone(),
+            )
+        };
+        let known = self.0.entry(gateway.to_owned()).or_default();
+        let news = after.iter().filter(|h| !known.contains(&claim(h))).collect();
+        *known = after.iter().map(claim).collect();
+        news
+    }
+}
+
 /// What moved from one status to the next. Addresses that nobody answers for any more aren't told of: the node that has
 /// them next reports a moment later.
-pub(crate) fn moves(before: &[AddressHolder], after: &[AddressHolder]) -> Vec<Move> {
+fn moves<'a>(before: &[AddressHolder], after: impl IntoIterator<Item = &'a AddressHolder>) -> Vec<Move> {
     let node = |h: &AddressHolder| NodeRef::new(&h.member, &h.node);
     let had: BTreeMap<&str, &AddressHolder> = before.iter().map(|h| (h.address.as_str(), h)).collect();
     let mut out: Vec<Move> = Vec::new();
@@ -119,6 +141,7 @@ pub(crate) struct Teller {
     client: Client,
     replica: String,
     budget: Mutex<Budget>,
+    told: Mutex<Told>,
 }
 
 impl Teller {
@@ -132,13 +155,19 @@ impl Teller {
                 refilled: Instant::now(),
                 unsaid: 0,
             }),
+            told: Mutex::default(),
         }
     }
 
-    /// Logs all of it, and writes events in the background as far as the budget goes.
-    pub(crate) fn tell(&self, gateway: &EgressGateway, moves: &[Move]) {
+    /// `gateway` has other holders now. Logs what moved, and writes events in the background as far as the budget goes.
+    pub(crate) fn tell(&self, gateway: &EgressGateway, after: &[AddressHolder]) {
         let name = gateway.metadata.name.as_deref().unwrap_or_default();
-        for moved in moves {
+        let before = gateway.status.as_ref().map_or(&[][..], |s| &s.holders);
+        let news = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.news(gateway.metadata.uid.as_deref().unwrap_or(name), after)
+        };
+        for moved in &moves(before, news) {
             let Move {
                 to,
                 from,
@@ -234,9 +263,21 @@ mod tests {
              node b/n1 doesn't answer"
         );
         assert!(moves(&after, &after).is_empty());
-        assert!(moves(&after, &[]).is_empty(), "nobody yet");
+        assert!(moves(&after, []).is_empty(), "nobody yet");
         let first = moves(&[], &after[7..]);
         assert_eq!(first[0].message(), "203.0.113.7 moved to b/n2: x");
+    }
+
+    #[test]
+    fn what_was_told_is_not_told_again_before_the_copy_shows_it() {
+        let mut told = Told::default();
+        let first = [holder("203.0.113.1", "n1", "x")];
+        assert_eq!(told.news("g", &first).len(), 1);
+        assert!(told.news("g", &first).is_empty());
+        let mut back = first.clone();
+        back[0].since = "2026-01-01T00:00:09Z".into();
+        assert_eq!(told.news("g", &back).len(), 1, "it went and came back");
+        assert_eq!(told.news("h", &back).len(), 1);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use crate::api::{Failure, Guard, MANAGER, apply_status};
 use crate::conditions::{mine, own};
 use crate::lease::Leadership;
-use crate::moves::{Teller, moves};
+use crate::moves::Teller;
 use crate::snapshot::{Mirrors, Policy, Snapshot};
 
 /// Writes under way at the same time.
@@ -207,8 +207,7 @@ impl StatusWriter {
             Change::Gateway(g, f) => {
                 let written = self.apply(&Api::all(client.clone()), &g.metadata, &f).await;
                 if written.is_ok() {
-                    let before = g.status.as_ref().map_or(&[][..], |s| &s.holders);
-                    self.teller.tell(&g, &moves(before, &f.holders));
+                    self.teller.tell(&g, &f.holders);
                 }
                 (name(&g.metadata), written.map(|o| mirrors.gateways.written(o)))
             }

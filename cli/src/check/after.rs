@@ -110,14 +110,19 @@ pub(super) async fn member(cluster: &Cluster) -> Vec<Finding> {
                 nodes.iter().filter_map(of),
             ));
         }
-        Ok(None) => {}
+        Ok(None) => out.push(Finding::error(
+            Topic::Agents,
+            "member agent",
+            "its Deployment isn't there: no plan of the hub comes in",
+            "install the member's objects again: deploy/README.md",
+        )),
         Err(failure) => out.push(Finding::unread("version of the member agent", &failure)),
     }
     let agents: Result<Option<DaemonSet>, _> = cluster
         .get(cluster.ours(), "spillway-node-agent", "DaemonSet")
         .await;
     match agents {
-        Ok(agents) => out.extend(agents.as_ref().and_then(ready)),
+        Ok(agents) => out.extend(ready(agents.as_ref())),
         Err(failure) => out.push(Finding::unread("node agents", &failure)),
     }
     out
@@ -169,7 +174,15 @@ fn digests(plan: Option<&str>, acknowledged: Option<&str>, nodes: &[EgressNode])
     out
 }
 
-fn ready(agents: &DaemonSet) -> Option<Finding> {
+fn ready(agents: Option<&DaemonSet>) -> Option<Finding> {
+    let Some(agents) = agents else {
+        return Some(Finding::error(
+            Topic::Agents,
+            "node agents",
+            "their DaemonSet isn't there: nodes keep what they have programmed, and new pods of policies' namespaces are held",
+            "install the member's objects again: deploy/README.md",
+        ));
+    };
     let status = agents.status.as_ref()?;
     let (wanted, ready) = (status.desired_number_scheduled, status.number_ready);
     (ready < wanted).then(|| {
@@ -283,8 +296,9 @@ mod tests {
             }}))
             .expect("a DaemonSet")
         };
-        assert_eq!(ready(&set(3)), None);
-        assert!(ready(&set(1)).expect("found").what.starts_with("1 of 3"));
+        assert_eq!(ready(Some(&set(3))), None);
+        assert!(ready(None).is_some());
+        assert!(ready(Some(&set(1))).expect("found").what.starts_with("1 of 3"));
     }
 
     #[test]

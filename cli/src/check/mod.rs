@@ -27,11 +27,11 @@ pub use finding::{Finding, Severity, Topic};
 /// Checks and prints.
 pub async fn run(target: &Target, check: &Check) -> Result<(), Failure> {
     let cluster = Cluster::connect(target).await?;
-    let mut findings = findings(&cluster, check.before).await?;
+    let (looked, mut findings) = findings(&cluster, check.before).await?;
     findings.sort_by(|a, b| (a.severity, &a.object, &a.what).cmp(&(b.severity, &b.object, &b.what)));
     match check.output {
         Some(format) => output::print(&output::text(&findings, format)?)?,
-        None => output::print(&text(&findings))?,
+        None => output::print(&format!("checked: {}\n{}", looked.join(", "), text(&findings)))?,
     }
     let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
@@ -44,18 +44,32 @@ pub async fn run(target: &Target, check: &Check) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All that is to be said of the cluster.
-pub(crate) async fn findings(cluster: &Cluster, before: Option<Side>) -> Result<Vec<Finding>, Failure> {
+/// What was looked at, and all that is to be said of it.
+pub(crate) async fn findings(
+    cluster: &Cluster,
+    before: Option<Side>,
+) -> Result<(Vec<&'static str>, Vec<Finding>), Failure> {
     let groups = cluster.groups().await?;
     let serves = |group: &str| groups.iter().any(|g| g == group);
     let (hub, member) = (serves(HUB_GROUP), serves(MEMBER_GROUP));
+    let mut looked = Vec::new();
     let mut out = Vec::new();
-    if let Some(side) = before {
-        out.extend(before::check(cluster, &[side]).await);
-    } else if !hub && !member {
-        out.extend(before::check(cluster, &[Side::Hub, Side::Member]).await);
+    let sides = match before {
+        Some(side) => vec![side],
+        None if !hub && !member => vec![Side::Hub, Side::Member],
+        None => Vec::new(),
+    };
+    for side in &sides {
+        looked.push(match side {
+            Side::Hub => "what installing a hub needs",
+            Side::Member => "what installing a member needs",
+        });
+    }
+    if !sides.is_empty() {
+        out.extend(before::check(cluster, &sides).await);
     }
     if hub {
+        looked.push("the hub");
         match status::hub::read(cluster).await {
             Ok((_, problems)) => out.extend(problems.into_iter().map(Finding::of_status)),
             Err(failure) => out.push(Finding::unread("hub", &failure)),
@@ -63,14 +77,16 @@ pub(crate) async fn findings(cluster: &Cluster, before: Option<Side>) -> Result<
         out.extend(after::hub(cluster).await);
     }
     if member {
+        looked.push("the member");
         match status::member::read(cluster).await {
             Ok((_, problems)) => out.extend(problems.into_iter().map(Finding::of_status)),
             Err(failure) => out.push(Finding::unread("member", &failure)),
         }
         out.extend(after::member(cluster).await);
     }
+    looked.push("clocks");
     out.extend(clock::check(cluster).await);
-    Ok(out)
+    Ok((looked, out))
 }
 
 /// The findings for people.

@@ -20,6 +20,7 @@ pub mod redact;
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
@@ -43,6 +44,9 @@ const CLUSTER: [(&str, &str, &str, bool); 6] = [
     ("v1", "Node", "nodes", false),
 ];
 
+/// Pods that are asked at the same time: many nodes, and perhaps some that don't answer.
+const AT_ONCE: usize = 8;
+
 /// Gathers.
 pub async fn run(target: &Target, gather: &Gather, ui: &Ui) -> Result<(), Failure> {
     let cluster = Cluster::connect(target).await?;
@@ -60,7 +64,7 @@ pub async fn run(target: &Target, gather: &Gather, ui: &Ui) -> Result<(), Failur
     let mut archive = Archive::begin(Vec::new(), &root, seconds);
 
     let findings = check::findings(&cluster, None).await;
-    let findings = findings.map(|f| serde_json::to_value(f).unwrap_or_default());
+    let findings = findings.map(|(_, f)| serde_json::to_value(f).unwrap_or_default());
     archive.object_or("check.json", findings)?;
     objects(&cluster, &mut archive).await?;
     for (version, kind, plural, own) in CLUSTER {
@@ -70,8 +74,12 @@ pub async fn run(target: &Target, gather: &Gather, ui: &Ui) -> Result<(), Failur
     archive.object_or("cluster/events.json", ask::events(&cluster).await)?;
     match cluster.list(cluster.ours::<Pod>(), "pods").await {
         Ok(pods) => {
-            for pod in &pods {
-                of_pod(&cluster, &mut archive, pod, gather).await?;
+            let parts = pods.iter().map(|pod| of_pod(&cluster, pod, gather));
+            let mut parts = futures::stream::iter(parts).buffered(AT_ONCE);
+            while let Some(parts) = parts.next().await {
+                for (path, got) in parts {
+                    archive.text_or(&path, got)?;
+                }
             }
         }
         Err(failure) => archive.lacks("logs", &failure),
@@ -132,13 +140,11 @@ async fn objects(cluster: &Cluster, archive: &mut Archive<Vec<u8>>) -> Result<()
     Ok(())
 }
 
+/// Parts of an archive by their paths.
+type Parts = Vec<(String, Result<String, Failure>)>;
+
 /// One of our pods: logs, metrics, and of a node agent what its kernel holds.
-async fn of_pod(
-    cluster: &Cluster,
-    archive: &mut Archive<Vec<u8>>,
-    pod: &Pod,
-    gather: &Gather,
-) -> Result<(), Failure> {
+async fn of_pod(cluster: &Cluster, pod: &Pod, gather: &Gather) -> Parts {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let containers = pod.spec.iter().flat_map(|s| &s.containers);
     let restarted = |container: &str| {
@@ -150,14 +156,15 @@ async fn of_pod(
             .filter(|s| s.name == container)
             .any(|s| s.restart_count > 0)
     };
+    let mut parts = Parts::new();
     for container in containers {
         let container = container.name.as_str();
         let path = format!("logs/{name}/{container}");
         let log = ask::log(cluster, name, container, false, gather).await;
-        archive.text_or(&format!("{path}.log"), log)?;
+        parts.push((format!("{path}.log"), log));
         if restarted(container) {
             let log = ask::log(cluster, name, container, true, gather).await;
-            archive.text_or(&format!("{path}.previous.log"), log)?;
+            parts.push((format!("{path}.previous.log"), log));
         }
     }
     let app = pod
@@ -167,21 +174,20 @@ async fn of_pod(
         .and_then(|l| l.get("app.kubernetes.io/name"));
     let metrics = format!("pods/{name}/metrics.txt");
     match app.map(String::as_str) {
-        Some("spillway-hub") => archive.text_or(&metrics, ask::http(cluster, name, 8080, "/metrics").await),
+        Some("spillway-hub") => parts.push((metrics, ask::http(cluster, name, 8080, "/metrics").await)),
         Some("spillway-member-agent") => {
-            archive.text_or(&metrics, ask::http(cluster, name, 8081, "/metrics").await)
+            parts.push((metrics, ask::http(cluster, name, 8081, "/metrics").await));
         }
         Some("spillway-node-agent") => {
             // It knows its own port.
-            archive.text_or(
-                &metrics,
-                ask::exec(cluster, name, &["spillway-node-agent", "metrics"]).await,
-            )?;
-            let show = ask::exec(cluster, name, &["spillway-node-agent", "show"]).await;
-            archive.text_or(&format!("pods/{name}/show.txt"), show)
+            let program = "spillway-node-agent";
+            parts.push((metrics, ask::exec(cluster, name, &[program, "metrics"]).await));
+            let show = ask::exec(cluster, name, &[program, "show"]).await;
+            parts.push((format!("pods/{name}/show.txt"), show));
         }
-        _ => Ok(()),
+        _ => {}
     }
+    parts
 }
 
 /// Lists as one value.

@@ -11,6 +11,8 @@ pub enum DropReason {
     Blocked,
     /// It would have left with an address or port that isn't what its policy says. A guard caught it.
     Leak,
+    /// It would have entered the tunnel without belonging there. The node's own neighbour discovery does so now and then.
+    TunnelExit,
     /// It was caught by the table that stands in while somebody had deleted the other one.
     Sealed,
     /// It has a source port of the egress IP that isn't this node's.
@@ -36,9 +38,10 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Blocked,
         Self::Leak,
+        Self::TunnelExit,
         Self::Sealed,
         Self::WrongPort,
         Self::OtherIdentity,
@@ -56,6 +59,7 @@ impl DropReason {
         match self {
             Self::Blocked => "blocked",
             Self::Leak => "leak",
+            Self::TunnelExit => "tunnel_exit",
             Self::Sealed => "sealed",
             Self::WrongPort => "wrong_port",
             Self::OtherIdentity => "other_identity",
@@ -109,8 +113,8 @@ pub fn dropping(state: &DesiredState) -> impl Iterator<Item = Dropping<'_>> {
 /// By chain; where a chain drops for several reasons, by what the rule looks at.
 fn reason(chain: &str, rule: &str) -> DropReason {
     use DropReason::{
-        Blocked, Forged, Invalid, Inward, Leak, NoConnection, NobodysPort, OtherIdentity, Ungranted,
-        UnsupportedProtocol, WrongPort,
+        Blocked, Forged, Invalid, Inward, Leak, NoConnection, NobodysPort, OtherIdentity, TunnelExit,
+        Ungranted, UnsupportedProtocol, WrongPort,
     };
     let looks_at = |what: &str| rule.contains(what);
     match chain {
@@ -129,7 +133,8 @@ fn reason(chain: &str, rule: &str) -> DropReason {
             _ if looks_at("ct state") => Invalid,
             _ => UnsupportedProtocol,
         },
-        // `forward`, `leave`, `into_tunnel`, `untracked_exit`, `leaves_ID`: all that stands behind the translation.
+        "forward" | "into_tunnel" | "untracked_exit" => TunnelExit,
+        // `leave`, `leaves_ID`: what stands behind the translation.
         _ => Leak,
     }
 }
@@ -173,7 +178,8 @@ mod tests {
             all.map(|d| d.reason).collect()
         };
         use DropReason::{
-            Forged, Invalid, Inward, Leak, NoConnection, OtherIdentity, Ungranted, UnsupportedProtocol,
+            Forged, Invalid, Inward, Leak, NoConnection, OtherIdentity, TunnelExit, Ungranted,
+            UnsupportedProtocol,
         };
         assert_eq!(
             reasons("arrive"),
@@ -202,6 +208,7 @@ mod tests {
                 OtherIdentity
             ]
         );
+        assert!(reasons("untracked_exit").iter().all(|r| *r == TunnelExit));
         assert!(reasons("leave").iter().all(|r| *r == Leak));
         assert!(reasons("leaves_7").iter().all(|r| *r == Leak));
     }
