@@ -24,3 +24,4 @@ pub mod plan;
 pub mod ranges;
 pub mod resolve;
 pub mod slices;
+pub mod wireguard;

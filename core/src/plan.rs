@@ -338,6 +338,7 @@ mod tests {
         Resource::Peer(PlannedPeerSpec {
             member: member.into(),
             partition: "default".into(),
+            encrypted: false,
             nodes: (0..nodes)
                 .map(|i| PeerNode {
                     name: format!("n{i}"),

@@ -368,6 +368,7 @@ fn federation(rules: &[Rule]) -> FederationState {
                 ipv6: Vec::new(),
             },
             translation: Translation::GatewayNode,
+            encryption: None,
         },
         ..GatewayInput::default()
     });

@@ -5,7 +5,8 @@
 //!                                                 │              ├─ nft        our tables, one transaction each
 //!            NodeInputs ◄── Facts ◄── Kernel::facts              ├─ link, fdb, neighbours, routes, rules,
 //!                                                 │              │  proxies, sysctls
-//!         apply again  ◄── Drift ◄── Kernel::drift               ├─ announce   gratuitous ARP, unsolicited NA
+//!         apply again  ◄── Drift ◄── Kernel::drift               ├─ wireguard  under encrypted paths
+//!                                                                ├─ announce   gratuitous ARP, unsolicited NA
 //!                                                                └─ conntrack  flows to cut
 //! ```
 //!
@@ -24,11 +25,12 @@
 //!    than routed by the main table, and a tunnel device never receives before it is guarded.
 //! 2. The tunnel device and its addresses.
 //! 3. The `netdev` table that hooks into the device: it gives replies to egress IPs their way to the peer.
-//! 4. Forwarding entries and neighbours, routes, rules, kernel settings.
-//! 5. Proxies last: nobody outside is told to send here before the way on exists. New ones are announced at once.
+//! 4. The WireGuard device with its peers.
+//! 5. Forwarding entries and neighbours, routes, rules, kernel settings.
+//! 6. Proxies last: nobody outside is told to send here before the way on exists. New ones are announced at once.
 //!
 //! Removal runs the other way round (proxies, rules, routes, neighbours, forwarding entries, the `netdev` table,
-//! device), and the first table goes last of all, so that taking things away is guarded too. Every step is tried even if one before it
+//! devices), and the first table goes last of all, so that taking things away is guarded too. Every step is tried even if one before it
 //! failed, except that nothing is built while the table couldn't be written.
 
 mod changes;
@@ -37,6 +39,7 @@ mod facts;
 pub mod linux;
 pub mod nft;
 mod recording;
+mod wireguard;
 
 use std::net::IpAddr;
 
@@ -49,8 +52,9 @@ use tokio::sync::watch;
 pub use changes::{Change, Changes, Operation};
 pub use error::{Error, Result};
 pub use facts::{Capabilities, Device, Facts};
-pub use linux::LinuxKernel;
+pub use linux::{LinuxKernel, Options};
 pub use recording::RecordingKernel;
+pub use wireguard::{Encryption, Implementation, NotAPrivateKey, PrivateKey, SESSION};
 
 /// Route and rule protocol number of everything that is ours (`/etc/iproute2/rt_protos` leaves it free).
 pub const PROTOCOL: u8 = 87;
@@ -117,6 +121,9 @@ pub trait Kernel: Send + Sync {
     /// Announces every egress IP that `addresses` names and this node answers for, as on take-over.
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()>;
 
+    /// Who encrypts, and when it last agreed on keys with each peer.
+    async fn encryption(&self) -> Result<Encryption>;
+
     /// Counts the connections of ours by egress IP and range of ports, and answers in the order asked. Holds up nothing
     /// else.
     async fn port_use(&self, of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>>;
@@ -148,6 +155,10 @@ impl<K: Kernel + ?Sized> Kernel for std::sync::Arc<K> {
 
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()> {
         (**self).announce(addresses).await
+    }
+
+    async fn encryption(&self) -> Result<Encryption> {
+        (**self).encryption().await
     }
 
     async fn port_use(&self, of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>> {

@@ -9,7 +9,8 @@ use spillway_core::node::state::DesiredState;
 use spillway_crds::hub::PortRange;
 use tokio::sync::watch;
 
-use crate::{Changes, Drift, Error, Facts, Kernel, Operation, PortCount, Result, RuleCount};
+use crate::wireguard;
+use crate::{Changes, Drift, Encryption, Error, Facts, Kernel, Operation, PortCount, Result, RuleCount};
 
 #[derive(Default)]
 struct Inner {
@@ -20,6 +21,7 @@ struct Inner {
     announced: Vec<IpAddr>,
     port_use: Vec<PortCount>,
     counts: Vec<RuleCount>,
+    encryption: Encryption,
     refuse: Option<String>,
     fail_one: Option<String>,
 }
@@ -66,6 +68,11 @@ impl RecordingKernel {
     /// Answers these counts of rules from now on.
     pub fn set_counts(&self, counts: Vec<RuleCount>) {
         self.inner().counts = counts;
+    }
+
+    /// Answers this of encrypted paths from now on.
+    pub fn set_encryption(&self, encryption: Encryption) {
+        self.inner().encryption = encryption;
     }
 
     /// Refuses every apply with this message, or no longer.
@@ -131,6 +138,10 @@ fn difference(held: &DesiredState, desired: &DesiredState) -> Changes {
     if held.tunnel != desired.tunnel {
         changes.push(Operation::Change, "tunnel device");
     }
+    changes.extend(wireguard::changes(
+        held.wireguard.as_ref(),
+        desired.wireguard.as_ref(),
+    ));
     sets(&mut changes, &held.forwarding, &desired.forwarding);
     sets(&mut changes, &held.neighbours, &desired.neighbours);
     sets(&mut changes, &held.routes, &desired.routes);
@@ -185,6 +196,10 @@ impl Kernel for RecordingKernel {
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()> {
         self.inner().announced.extend_from_slice(addresses);
         Ok(())
+    }
+
+    async fn encryption(&self) -> Result<Encryption> {
+        Ok(self.inner().encryption.clone())
     }
 
     async fn port_use(&self, _of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>> {

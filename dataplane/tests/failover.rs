@@ -66,6 +66,7 @@ async fn next_hops_come_and_go_by_one_replacement() {
         route.target = RouteTarget::Spread {
             device: "spillway0".into(),
             via: via.collect(),
+            mtu: 1390,
         };
         route
     };

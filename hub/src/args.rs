@@ -47,6 +47,14 @@ pub struct Args {
     #[arg(long, default_value_t = Tunnel::default().port, value_parser = clap::value_parser!(u16).range(1..))]
     pub tunnel_port: u16,
 
+    /// UDP port of WireGuard, under encrypted paths.
+    #[arg(long, default_value_t = Tunnel::default().wireguard_port, value_parser = clap::value_parser!(u16).range(1..))]
+    pub wireguard_port: u16,
+
+    /// Which paths of the tunnel are encrypted, where a gateway doesn't say it itself.
+    #[arg(long, env = "SPILLWAY_ENCRYPTION", value_enum, default_value_t = Encryption::CrossPartition)]
+    pub encryption: Encryption,
+
     /// What to log: a level, or a filter such as info,spillway_hub=debug.
     #[arg(long, env = "SPILLWAY_LOG", default_value = "info")]
     pub log: String,
@@ -54,6 +62,28 @@ pub struct Args {
     /// How to log.
     #[arg(long, env = "SPILLWAY_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// See [`spillway_crds::hub::Encryption`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum Encryption {
+    /// All of them.
+    Always,
+    /// Those between members of different partitions.
+    CrossPartition,
+    /// None.
+    Never,
+}
+
+impl From<Encryption> for spillway_crds::hub::Encryption {
+    fn from(encryption: Encryption) -> Self {
+        match encryption {
+            Encryption::Always => Self::Always,
+            Encryption::CrossPartition => Self::CrossPartition,
+            Encryption::Never => Self::Never,
+        }
+    }
 }
 
 /// Form of the log.
@@ -76,6 +106,7 @@ impl Args {
         Tunnel {
             vni: self.vni,
             port: self.tunnel_port,
+            wireguard_port: self.wireguard_port,
         }
     }
 }

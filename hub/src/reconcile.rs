@@ -9,7 +9,7 @@ use kube::{Api, Client};
 use spillway_core::alloc::OverlayRange;
 use spillway_core::resolve::{Resolution, resolve};
 use spillway_crds::condition::{ConditionType, Verdict};
-use spillway_crds::hub::{EgressGateway, Member};
+use spillway_crds::hub::{EgressGateway, Encryption, Member};
 use spillway_crds::member::Tunnel;
 use spillway_telemetry::Watchdog;
 use tokio::sync::watch;
@@ -86,6 +86,7 @@ pub(crate) struct Reconciler {
     pub(crate) mirrors: Mirrors,
     pub(crate) overlay: OverlayRange,
     pub(crate) tunnel: Tunnel,
+    pub(crate) encryption: Encryption,
     pub(crate) plans: Arc<Plans>,
     pub(crate) leadership: Leadership,
     pub(crate) outcomes: watch::Sender<Outcome>,
@@ -170,7 +171,7 @@ impl Reconciler {
 
     /// Resolution of a large federation takes a while and must not hold up the streams.
     async fn resolve(&self, snapshot: &Snapshot) -> Option<Resolution> {
-        let mut state = snapshot.state(self.overlay, &self.tunnel);
+        let mut state = snapshot.state(self.overlay, &self.tunnel, self.encryption);
         for member in &mut state.members {
             let programmed = member.progress.programmed.as_ref();
             let digest = programmed.and_then(|d| d.parse().ok());

@@ -131,6 +131,7 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         mirrors: mirrors.clone(),
         overlay,
         tunnel: args.tunnel(),
+        encryption: args.encryption.into(),
         plans: plans.clone(),
         leadership: leadership.clone(),
         outcomes,

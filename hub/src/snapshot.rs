@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use spillway_core::alloc::{Memory, OverlayRange};
 use spillway_core::resolve::{FederationState, GatewayInput};
 use spillway_crds::hub::{
-    AddressSlices, EgressGateway, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member,
+    AddressSlices, EgressGateway, Encryption, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member,
 };
 use spillway_crds::member::{NodeRef, PolicyRef, Tunnel};
 use tokio::sync::Notify;
@@ -154,10 +154,16 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     /// What resolution reads.
-    pub(crate) fn state(&self, overlay: OverlayRange, tunnel: &Tunnel) -> FederationState {
+    pub(crate) fn state(
+        &self,
+        overlay: OverlayRange,
+        tunnel: &Tunnel,
+        encryption: Encryption,
+    ) -> FederationState {
         FederationState {
             overlay,
             tunnel: tunnel.clone(),
+            encryption,
             memory: self.numbers.clone(),
             members: self.members.values().map(|m| (&**m).into()).collect(),
             gateways: self

@@ -260,7 +260,7 @@ fn name(meta: &ObjectMeta) -> String {
 mod tests {
     use spillway_core::alloc::OverlayRange;
     use spillway_core::resolve::resolve;
-    use spillway_crds::hub::{EgressGatewaySpec, FederatedEgressPolicySpec, MemberSpec};
+    use spillway_crds::hub::{EgressGatewaySpec, Encryption, FederatedEgressPolicySpec, MemberSpec};
     use spillway_crds::member::{PolicyRef, Tunnel};
 
     use super::*;
@@ -302,7 +302,8 @@ mod tests {
         snapshot
             .policies
             .insert(source.clone(), Policy::Namespaced(Arc::new(policy)));
-        let resolution = resolve(&snapshot.state(OverlayRange::default(), &Tunnel::default()));
+        let resolution =
+            resolve(&snapshot.state(OverlayRange::default(), &Tunnel::default(), Encryption::default()));
 
         let first = changes(&snapshot, &resolution, at(1));
         assert_eq!(first.len(), 3);
@@ -349,7 +350,8 @@ mod tests {
         });
         let mut snapshot = Snapshot::default();
         snapshot.members.insert("a".into(), Arc::new(member));
-        let resolution = resolve(&snapshot.state(OverlayRange::default(), &Tunnel::default()));
+        let resolution =
+            resolve(&snapshot.state(OverlayRange::default(), &Tunnel::default(), Encryption::default()));
         let changes = changes(&snapshot, &resolution, at(2));
         let [Change::Member(_, fields)] = &changes[..] else {
             panic!("one change")

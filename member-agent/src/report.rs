@@ -73,6 +73,7 @@ fn describe(name: &str, node: &Node, egress: Option<&EgressNode>) -> MemberNode 
         features: status.map(|s| s.features.clone()).unwrap_or_default(),
         held: status.map(|s| s.held.clone()).unwrap_or_default(),
         port_use: status.map(|s| s.port_use.clone()).unwrap_or_default(),
+        wireguard: status.and_then(|s| s.wireguard.clone()),
         programmed: egress.and_then(programmed).map(|d| d.to_string()),
         message: message.chars().take(MAX_MESSAGE).collect(),
     }

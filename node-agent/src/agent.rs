@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::{Addresses, NodeInputs, Pod, Settings};
 use spillway_core::node::state::DesiredState;
-use spillway_core::node::{Compiled, compile_numbered, problems};
+use spillway_core::node::{Compiled, compile_numbered, encrypted, problems};
 use spillway_core::ranges::strays;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::Verdict;
@@ -30,6 +30,7 @@ use crate::gate::{self, Next, Seen, Waiting};
 use crate::health::Standing;
 use crate::kernel;
 use crate::observed::Observed;
+use crate::paths::Paths;
 use crate::ports::{self, Shares};
 use crate::status::Report;
 
@@ -85,6 +86,8 @@ pub(crate) struct Agent<K> {
     features: Vec<String>,
     /// This node's ports that the kernel has.
     shares: watch::Sender<Shares>,
+    /// Paths of its plan that must be encrypted.
+    paths: watch::Sender<Paths>,
     waiting: Option<Waiting>,
     /// Liveness that the disk has.
     remembered: Option<Liveness>,
@@ -134,6 +137,7 @@ impl<K: Kernel> Agent<K> {
             missing: Vec::new(),
             features: Vec::new(),
             shares: watch::Sender::default(),
+            paths: watch::Sender::default(),
             waiting: None,
             remembered: None,
             torn_down: false,
@@ -145,12 +149,21 @@ impl<K: Kernel> Agent<K> {
         self.shares.subscribe()
     }
 
-    fn has_ports(&self, shares: Shares) {
-        self.shares.send_if_modified(|old| {
-            let changed = *old != shares;
-            *old = shares;
-            changed
-        });
+    /// Paths that must be encrypted.
+    pub(crate) fn paths(&self) -> watch::Receiver<Paths> {
+        self.paths.subscribe()
+    }
+
+    fn has(&self, shares: Shares, paths: Paths) {
+        fn put<T: PartialEq>(sender: &watch::Sender<T>, new: T) {
+            sender.send_if_modified(|old| {
+                let changed = *old != new;
+                *old = new;
+                changed
+            });
+        }
+        put(&self.shares, shares);
+        put(&self.paths, paths);
     }
 
     /// Goes round for ever.
@@ -333,7 +346,7 @@ impl<K: Kernel> Agent<K> {
             }
             self.remembered = Some(self.held.liveness.clone());
         }
-        self.has_ports(ports::shares(&self.held));
+        self.has(ports::shares(&self.held), encrypted(&self.held));
         let held = self.applied.as_ref().map(|a| &a.desired.held);
         for why in self.failover.done(&self.held, held) {
             self.observed.metrics.takeovers.inc([why.kind()]);
@@ -402,7 +415,7 @@ impl<K: Kernel> Agent<K> {
             settings: self.held.settings.clone(),
             ..NodeInputs::default()
         };
-        self.has_ports(Shares::new());
+        self.has(Shares::new(), Paths::new());
         self.measured = None;
         self.programmed = None;
         self.failover.torn_down();

@@ -36,7 +36,8 @@ pub(crate) struct Cluster {
     peers: Mirror<Planned<PlannedPeerSpec>>,
     gateways: Mirror<Planned<PlannedGatewaySpec>>,
     policies: Mirror<Planned<PlannedPolicySpec>>,
-    nodes: Mirror<EgressNodeSpec>,
+    /// With their public keys.
+    nodes: Mirror<(EgressNodeSpec, Vec<String>)>,
     networks: Mirror<ClusterNetworkSpec>,
     changed: watch::Receiver<u64>,
 }
@@ -87,7 +88,11 @@ impl Cluster {
                 planned(o, o.spec.clone())
             }),
             nodes: mirror("EgressNode", all(client), any(), c, |o: &EgressNode| {
-                o.spec.clone()
+                let wireguard = o.status.as_ref().and_then(|s| s.wireguard.as_ref());
+                (
+                    o.spec.clone(),
+                    wireguard.map(|w| w.public_keys.clone()).unwrap_or_default(),
+                )
             }),
             networks: mirror("ClusterNetwork", all(client), any(), c, |o: &ClusterNetwork| {
                 o.spec.clone()
@@ -132,13 +137,18 @@ impl Cluster {
 
     /// Everything as it is now.
     pub(crate) fn seen(&self) -> Seen {
+        let nodes = self.nodes.by_name().into_iter();
+        let (nodes, public_keys) = nodes
+            .map(|(name, (spec, keys))| ((name.clone(), spec), (name, keys)))
+            .unzip();
         Seen {
             head: self.heads.get(SINGLETON),
             members: self.members.by_name(),
             peers: self.peers.by_name(),
             gateways: self.gateways.by_name(),
             policies: self.policies.by_name(),
-            nodes: self.nodes.by_name(),
+            nodes,
+            public_keys,
             network: self.networks.get(SINGLETON),
             namespaces: self.namespaces.by_name(),
             pods: self.pods.objects().into_values().collect(),

@@ -13,6 +13,8 @@ use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::Facts;
 
+use crate::keys;
+
 /// Raised when an older build couldn't read what this one writes.
 const FORMAT: u32 = 1;
 
@@ -135,13 +137,15 @@ impl Disk {
             .unwrap_or_default()
     }
 
-    /// Removes what is stored.
+    /// Removes what is stored, the node's key included.
     pub(crate) fn clear(&self) -> io::Result<()> {
         let remove = |path: &Path| match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         };
-        remove(&self.path()).and(remove(&self.directory.join("liveness.json")))
+        remove(&self.path())
+            .and(remove(&self.directory.join("liveness.json")))
+            .and(keys::remove(&self.directory))
     }
 }
 

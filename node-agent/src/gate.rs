@@ -29,6 +29,8 @@ pub(crate) struct Seen {
     pub(crate) gateways: BTreeMap<String, Planned<PlannedGatewaySpec>>,
     pub(crate) policies: BTreeMap<String, Planned<PlannedPolicySpec>>,
     pub(crate) nodes: BTreeMap<String, EgressNodeSpec>,
+    /// WireGuard public keys of nodes.
+    pub(crate) public_keys: BTreeMap<String, Vec<String>>,
     pub(crate) network: Option<ClusterNetworkSpec>,
     pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     pub(crate) pods: Vec<Pod>,
@@ -86,6 +88,7 @@ pub(crate) fn next(seen: &Seen, held: &NodeInputs) -> Next {
     let inputs = NodeInputs {
         plan: Some(plan),
         nodes: nodes(seen, held),
+        public_keys: seen.public_keys.clone(),
         network,
         namespaces: seen.namespaces.clone(),
         pods: pods(seen, held),
@@ -215,6 +218,7 @@ pub(crate) mod tests {
                 .map(|p| planned(p, &Resource::Policy(p.clone())))
                 .collect(),
             nodes: inputs.nodes,
+            public_keys: inputs.public_keys,
             network: Some(inputs.network),
             namespaces: inputs.namespaces,
             pods: inputs.pods,

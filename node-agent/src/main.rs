@@ -11,8 +11,10 @@ mod failover;
 mod gate;
 mod health;
 mod kernel;
+mod keys;
 mod mirror;
 mod observed;
+mod paths;
 mod pods;
 mod ports;
 mod show;
@@ -28,7 +30,8 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use kube::{Client, Config};
 use spillway_core::node::inputs::Settings;
-use spillway_dataplane::LinuxKernel;
+use spillway_core::wireguard::PublicKey;
+use spillway_dataplane::{LinuxKernel, Options};
 use spillway_telemetry::{Book, Metrics};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -151,12 +154,24 @@ async fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let disk = disk::Disk::new(&arguments.state_dir);
-    let kernel = LinuxKernel::open().context("open the kernel; NET_ADMIN is needed")?;
+    let open = |key| {
+        let options = Options {
+            key,
+            ..Options::default()
+        };
+        LinuxKernel::open_with(options).context("open the kernel; NET_ADMIN is needed")
+    };
     match arguments.command {
         Some(Command::Show { diff }) => {
+            // The key is the agent's alone.
+            let kernel = open(None)?;
             show::show(std::io::stdout(), &kernel, &disk, &arguments.node, settings, diff).await
         }
-        None | Some(Command::Metrics) => Box::pin(run(arguments, settings, disk, kernel)).await,
+        None | Some(Command::Metrics) => {
+            let key = keys::load_or_make(&arguments.state_dir);
+            let public = key.public();
+            Box::pin(run(arguments, settings, disk, open(Some(key))?, public)).await
+        }
     }
 }
 
@@ -173,6 +188,7 @@ async fn run(
     settings: Settings,
     disk: disk::Disk,
     kernel: LinuxKernel,
+    public: PublicKey,
 ) -> anyhow::Result<()> {
     if rustls::crypto::ring::default_provider()
         .install_default()
@@ -215,6 +231,8 @@ async fn run(
         port_use,
         observed.clone(),
     );
+    let (encryption, encrypted) = watch::channel(None);
+    let watching = paths::watch(kernel.clone(), public, agent.paths(), encryption);
     let shown = observed.clone();
     let metrics = Metrics::new(book, move || {
         let (observed, kernel) = (shown.clone(), kernel.clone());
@@ -230,7 +248,8 @@ async fn run(
         error = plugin.run(cluster.clone(), client.clone(), node.clone(), observed) => return Err(error),
         () = agent.run(cluster) => anyhow::bail!("the apply loop has ended"),
         () = counting => anyhow::bail!("the counting of ports has ended"),
-        () = status::keep(client, node, reported, used) => anyhow::bail!("the status writer has ended"),
+        () = watching => anyhow::bail!("the watch over encrypted paths has ended"),
+        () = status::keep(client, node, reported, used, encrypted) => anyhow::bail!("the status writer has ended"),
         _ = prober_ended => anyhow::bail!("the prober has ended"),
         () = async {
             tokio::select! {

@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::{self, Verdict};
-use spillway_crds::hub::{HeldAddress, PortUse};
+use spillway_crds::hub::{HeldAddress, PortUse, WireGuardStatus};
 use spillway_crds::member::{EgressNode, EgressNodeStatus, FirstPackets, StrayPod};
 use tokio::sync::watch;
 
@@ -45,8 +45,14 @@ pub(crate) struct Report {
 }
 
 /// The status that says `report`, given what stands there. As long as no ports were counted, what an earlier agent said
-/// of them stands.
-fn wanted(report: &Report, ports: Option<&[PortUse]>, own: &Own, now: Timestamp) -> EgressNodeStatus {
+/// of them stands, and so with encrypted paths.
+fn wanted(
+    report: &Report,
+    ports: Option<&[PortUse]>,
+    wireguard: Option<&WireGuardStatus>,
+    own: &Own,
+    now: Timestamp,
+) -> EgressNodeStatus {
     let old = own.status.clone().unwrap_or_default();
     let mut conditions = old.conditions.clone();
     let verdict = Verdict {
@@ -61,6 +67,7 @@ fn wanted(report: &Report, ports: Option<&[PortUse]>, own: &Own, now: Timestamp)
         held: report.held.iter().map(|h| held(h, &old.held)).collect(),
         first_packets: Some(report.first_packets),
         port_use: ports.map_or(old.port_use, <[PortUse]>::to_vec),
+        wireguard: wireguard.cloned().or(old.wireguard),
         programmed: report.programmed.clone(),
         backend: Some("nftables".into()),
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
@@ -100,6 +107,7 @@ fn says(status: Option<&EgressNodeStatus>, wanted: &EgressNodeStatus) -> bool {
             && s.port_use == wanted.port_use
             && s.stray_pods == wanted.stray_pods
             && s.first_packets == wanted.first_packets
+            && s.wireguard == wanted.wireguard
             && wanted.conditions.iter().all(|c| s.conditions.contains(c))
     })
 }
@@ -123,6 +131,7 @@ pub(crate) async fn keep(
     node: String,
     mut reports: watch::Receiver<Option<Report>>,
     mut ports: watch::Receiver<Option<Vec<PortUse>>>,
+    mut wireguard: watch::Receiver<Option<WireGuardStatus>>,
 ) {
     let (mirror, mut changes) = watch_own(&client, &node);
     let api = Api::all(client);
@@ -130,11 +139,18 @@ pub(crate) async fn keep(
     loop {
         let report = reports.borrow_and_update().clone();
         let used = ports.borrow_and_update().clone();
+        let encrypted = wireguard.borrow_and_update().clone();
         changes.mark_unchanged();
         let status = report
             .as_ref()
             .zip(mirror.get(&node))
-            .map(|(report, own)| (wanted(report, used.as_deref(), &own, Timestamp::now()), own))
+            .map(|(report, own)| {
+                let now = Timestamp::now();
+                (
+                    wanted(report, used.as_deref(), encrypted.as_ref(), &own, now),
+                    own,
+                )
+            })
             .filter(|(wanted, own)| !says(own.status.as_ref(), wanted));
         let mut retry = None;
         if let Some((status, _)) = status {
@@ -158,6 +174,7 @@ pub(crate) async fn keep(
         tokio::select! {
             event = reports.changed() => if event.is_err() { return },
             event = ports.changed() => if event.is_err() { return },
+            event = wireguard.changed() => if event.is_err() { return },
             // Our own write comes back as a change too, and then there is nothing left to say.
             event = changes.changed() => if event.is_err() { return },
             () = again => {}
@@ -185,32 +202,38 @@ mod tests {
             generation: Some(1),
             status: None,
         };
-        let first = wanted(&report, None, &own, now);
+        let first = wanted(&report, None, None, &own, now);
         assert!(!says(None, &first));
         let own = Own {
             status: Some(first.clone()),
             ..own
         };
         let later = Timestamp::from_second(9).expect("in range");
-        assert!(says(own.status.as_ref(), &wanted(&report, None, &own, later)));
+        assert!(says(
+            own.status.as_ref(),
+            &wanted(&report, None, None, &own, later)
+        ));
         let ports = [PortUse {
             address: "203.0.113.10".into(),
             ..PortUse::default()
         }];
-        let counted = wanted(&report, Some(&ports), &own, later);
+        let counted = wanted(&report, Some(&ports), None, &own, later);
         assert!(!says(own.status.as_ref(), &counted));
         let own = Own {
             status: Some(counted),
             ..own
         };
         assert!(
-            says(own.status.as_ref(), &wanted(&report, None, &own, later)),
+            says(own.status.as_ref(), &wanted(&report, None, None, &own, later)),
             "what was said of ports stands until they are counted again"
         );
         let failed = Report {
             verdict: Verdict::no(ConditionType::Programmed, "ApplyFailed", "nft: no"),
             ..report
         };
-        assert!(!says(own.status.as_ref(), &wanted(&failed, None, &own, later)));
+        assert!(!says(
+            own.status.as_ref(),
+            &wanted(&failed, None, None, &own, later)
+        ));
     }
 }

@@ -26,8 +26,14 @@ pub(super) fn answered(held: &Held, forwarded: &Forwarded) -> BTreeMap<IpAddr, S
         .collect()
 }
 
-/// Adds everything but the tables. A node that takes an address over gains a proxy entry and nothing else.
-pub(super) fn program(inputs: &NodeInputs, held: &Held, forwarded: &Forwarded, state: &mut DesiredState) {
+/// Adds everything but the tables; `mtu` is that of the narrowest path, 0 for the tunnel device's own. A node that takes an address over gains a proxy entry and nothing else.
+pub(super) fn program(
+    inputs: &NodeInputs,
+    held: &Held,
+    forwarded: &Forwarded,
+    mtu: u32,
+    state: &mut DesiredState,
+) {
     let device = &inputs.settings.device;
     state.held = answered(held, forwarded);
     let eips = eips(held, forwarded);
@@ -42,7 +48,7 @@ pub(super) fn program(inputs: &NodeInputs, held: &Held, forwarded: &Forwarded, s
             target: RouteTarget::Device {
                 device: device.clone(),
                 via: None,
-                mtu: 0,
+                mtu,
             },
         });
         if forwarded.eips.contains(&address) {

@@ -17,7 +17,7 @@ use super::index;
 use super::inputs::{NodeInputs, NodePlan};
 use super::interval::{Family, Interval, union};
 use super::own::Own;
-use super::peers::{METRIC, Peers};
+use super::peers::{LAST_RESORT, METRIC, Peers};
 use super::ruleset::Parts;
 use super::select::{Selection, Ways, select};
 use super::state::{DesiredState, Route, RouteTarget, Rule};
@@ -32,9 +32,6 @@ pub(super) const NEVER: [&str; 7] = [
     "fe80::/10",
     "ff00::/8",
 ];
-
-/// Metric of the `unreachable` route below a gateway's default route.
-const LAST_RESORT: u32 = 1_000_000;
 
 /// What a compilation gives.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -88,7 +85,13 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
                 .sysctls
                 .insert(format!("net/ipv6/conf/{device}/accept_dad"), "0".into());
         }
-        carried::program(inputs, &held, &forwarded, &mut state);
+        carried::program(
+            inputs,
+            &held,
+            &forwarded,
+            peers.least_mtu().unwrap_or(0),
+            &mut state,
+        );
     }
     for (gateway, index) in &indexes {
         program_gateway(inputs, plan, &peers, gateway, *index, &mut state);
@@ -100,7 +103,7 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
     let parts = Parts {
         settings: &inputs.settings,
         port: plan.member.tunnel.port,
-        mtu: state.tunnel.as_ref().map(|t| t.mtu),
+        mtu: state.tunnel.as_ref().map(|t| peers.least_mtu().unwrap_or(t.mtu)),
         overlay: peers.own_overlay(),
         overlay_range: &overlay_range,
         peers: &peers,
@@ -205,6 +208,7 @@ fn program_gateway(
             priority: settings.rule_base + u32::from(index),
             mark: settings.mark(index),
             mask: settings.mark_mask,
+            udp: None,
             table,
         });
         state.routes.insert(Route {
@@ -215,14 +219,20 @@ fn program_gateway(
         });
         let mut via: BTreeSet<IpAddr> = hops.iter().filter_map(|p| p.overlay.get(family)).collect();
         let device = settings.device.clone();
+        let mtu = hops
+            .iter()
+            .map(|p| p.mtu)
+            .filter(|mtu| *mtu > 0)
+            .min()
+            .unwrap_or(0);
         let target = match via.len() {
             0 => continue,
             1 => RouteTarget::Device {
                 device,
                 via: via.pop_first(),
-                mtu: 0,
+                mtu,
             },
-            _ => RouteTarget::Spread { device, via },
+            _ => RouteTarget::Spread { device, via, mtu },
         };
         state.routes.insert(Route {
             table,

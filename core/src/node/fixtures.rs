@@ -78,6 +78,7 @@ fn member(name: &str, id: u8) -> PlannedMemberSpec {
         overlay_range: prefixes("100.64.0.0/10", "fd64:5711::/48"),
         partition: "default".into(),
         tunnel: Tunnel::default(),
+        encrypted: false,
     }
 }
 
@@ -86,10 +87,12 @@ fn peer(name: &str, id: u8) -> PlannedPeerSpec {
     PlannedPeerSpec {
         member: name.into(),
         partition: "default".into(),
+        encrypted: false,
         nodes: vec![PeerNode {
             name: format!("{name}-1"),
             overlay: node.overlay,
             underlay: node.underlay,
+            public_keys: Vec::new(),
         }],
     }
 }
@@ -220,6 +223,7 @@ fn inputs(member_name: &str, id: u8, plan: NodePlan) -> NodeInputs {
         node: format!("{member_name}-1"),
         plan: Some(plan),
         nodes: BTreeMap::from([(format!("{member_name}-1"), node_of(id))]),
+        public_keys: BTreeMap::new(),
         network: network(),
         namespaces: BTreeMap::new(),
         pods: Vec::new(),
@@ -328,6 +332,7 @@ fn stateless(mut inputs: NodeInputs) -> NodeInputs {
                 name: "b-2".into(),
                 overlay: second.overlay,
                 underlay: second.underlay,
+                public_keys: Vec::new(),
             });
         }
         let gateway = &mut plan.gateways[0];
@@ -359,4 +364,20 @@ pub fn stateless_gateway() -> NodeInputs {
 /// [`both`] with a stateless gateway.
 pub fn stateless_both() -> NodeInputs {
     stateless(both())
+}
+
+/// `inputs` with every path to be encrypted and the public keys that `key` knows, by node.
+pub fn encrypted(mut inputs: NodeInputs, key: impl Fn(&str) -> Option<String>) -> NodeInputs {
+    let keys = |node: &str| key(node).into_iter().collect::<Vec<_>>();
+    inputs.public_keys = inputs.nodes.keys().map(|n| (n.clone(), keys(n))).collect();
+    if let Some(plan) = &mut inputs.plan {
+        plan.member.encrypted = true;
+        for peer in &mut plan.peers {
+            peer.encrypted = true;
+            for node in &mut peer.nodes {
+                node.public_keys = keys(&node.name);
+            }
+        }
+    }
+    inputs
 }

@@ -168,7 +168,11 @@ mod tests {
         };
         assert_eq!(names(&three, &liveness), ["1"]);
         liveness.alive.clear();
-        assert_eq!(names(&three, &liveness), ["1", "2"], "better than one that retires");
+        assert_eq!(
+            names(&three, &liveness),
+            ["1", "2"],
+            "better than one that retires"
+        );
     }
 
     #[test]

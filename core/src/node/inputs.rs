@@ -24,6 +24,9 @@ pub struct NodeInputs {
     pub plan: Option<NodePlan>,
     /// All nodes of this cluster by name, this one included.
     pub nodes: BTreeMap<String, EgressNodeSpec>,
+    /// WireGuard public keys of this cluster's nodes in base64, by name, the one in use first.
+    #[serde(default)]
+    pub public_keys: BTreeMap<String, Vec<String>>,
     /// Ranges that no policy takes.
     pub network: ClusterNetworkSpec,
     /// Labels of namespaces by name.
@@ -119,11 +122,14 @@ pub struct Settings {
     pub mark_mask: u32,
     /// Name of the tunnel device.
     pub device: String,
+    /// Name of the WireGuard device.
+    #[serde(default = "wireguard")]
+    pub wireguard: String,
     /// Name of our nftables table.
     pub table: String,
-    /// Gateway number n has routing table `table_base + n`.
+    /// Gateway number n has routing table `table_base + n`, n from 1; number 0 is that of encrypted paths.
     pub table_base: u32,
-    /// Gateway number n has its rule at preference `rule_base + n`.
+    /// Gateway number n has its rule at preference `rule_base + n`, n from 1; number 0 is that of encrypted paths.
     pub rule_base: u32,
     /// Namespace of Spillway's own pods. No policy selects them: what cuts the member agent off from the hub
     /// could never be taken back.
@@ -135,11 +141,16 @@ fn own_namespace() -> String {
     spillway_crds::NAMESPACE.into()
 }
 
+fn wireguard() -> String {
+    "spillway-wg".into()
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             mark_mask: 0xff00_0000,
             device: "spillway0".into(),
+            wireguard: wireguard(),
             table: "spillway".into(),
             table_base: 5_711_000,
             rule_base: 20_000,

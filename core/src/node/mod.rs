@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! NodeInputs ─► peers    tunnel device, forwarding entries, neighbours, overlay routes
+//!            ├► encrypted  WireGuard under the tunnel: device, table, rule
 //!            ├► exits    which ways lead to a gateway now (gateways, with what the probes found)
 //!            ├► own      this node's ports of egress IPs, where pods' own nodes translate
 //!            ├► forwarded  stateless gateways of this node: who may leave with which port, whose is a reply
@@ -19,6 +20,9 @@
 mod carried;
 mod compile;
 pub mod drops;
+mod encrypted;
+#[cfg(test)]
+mod encrypted_tests;
 mod exits;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
@@ -51,4 +55,4 @@ mod watched;
 pub(crate) use compile::local_union;
 pub use compile::{Compiled, compile, compile_numbered};
 pub use problems::problems;
-pub use watched::{reachable, watched};
+pub use watched::{encrypted, reachable, watched};

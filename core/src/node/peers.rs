@@ -8,14 +8,35 @@ use sha2::{Digest as _, Sha256};
 use spillway_crds::address::AddressPair;
 use spillway_crds::member::NodeRef;
 
+use super::encrypted::{Claims, Keys, Waiting, device_mtu};
 use super::inputs::{Addresses, NodeInputs, NodePlan};
 use super::interval::Family;
 use super::state::{DesiredState, ForwardingEntry, Neighbour, Route, RouteTarget, TunnelDevice};
+use crate::wireguard::PublicKey;
 
 /// Number of the main routing table.
 pub(super) const MAIN: u32 = 254;
 /// Metric of our routes; any but 0, which IPv6 doesn't have.
 pub(super) const METRIC: u32 = 100;
+/// Metric of what stands below the routes of a table, so that a lookup never falls through to the main one.
+pub(super) const LAST_RESORT: u32 = 1_000_000;
+/// Bytes that the encapsulation adds: Ethernet 14, VXLAN 8, UDP 8, and IPv4 20 or IPv6 40.
+pub(super) const VXLAN: Overhead = Overhead { v4: 50, v6: 70 };
+
+/// Bytes that an encapsulation adds over an underlay of either family.
+pub(super) struct Overhead {
+    v4: u32,
+    v6: u32,
+}
+
+impl Overhead {
+    pub(super) const fn of(&self, family: Family) -> u32 {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
 
 /// A MAC address.
 pub(super) type Mac = [u8; 6];
@@ -24,8 +45,15 @@ pub(super) type Mac = [u8; 6];
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     pub(super) overlay: Addresses,
+    /// Where the tunnel's packets are sent and come from: its underlay address, or on an encrypted path its overlay
+    /// address, to which WireGuard leads.
     pub(super) remote: IpAddr,
+    pub(super) underlay: IpAddr,
     pub(super) mac: [u8; 6],
+    /// Its keys, where the path is encrypted.
+    pub(super) keys: Option<Keys>,
+    /// MTU of the path, 0 for the tunnel device's own.
+    pub(super) mtu: u32,
 }
 
 /// This node's own end of the tunnel.
@@ -44,6 +72,10 @@ pub(super) struct Peers {
     others: BTreeMap<NodeRef, Peer>,
     /// Nodes left out because another has their overlay address, with that address and the other.
     pub(super) doubles: Vec<(NodeRef, IpAddr, NodeRef)>,
+    /// Nodes left out because the path to them must be encrypted and can't be.
+    pub(super) waiting: Vec<Waiting>,
+    /// MTU of the WireGuard device.
+    pub(super) wireguard_mtu: u32,
 }
 
 impl Peers {
@@ -65,27 +97,51 @@ impl Peers {
             };
         };
         let family = Family::of(own.local);
-        let siblings = inputs.nodes.iter().map(|(name, spec)| {
-            (
-                plan.member.member.as_str(),
-                name.as_str(),
-                &spec.overlay,
-                &spec.underlay,
-            )
+        let wireguard_mtu = device_mtu(underlay_mtu(inputs, own.local), family);
+        let siblings = inputs.nodes.iter().map(|(name, spec)| End {
+            node: NodeRef::new(&plan.member.member, name),
+            overlay: &spec.overlay,
+            underlay: &spec.underlay,
+            keys: plan
+                .member
+                .encrypted
+                .then(|| inputs.public_keys.get(name).map_or(&[][..], Vec::as_slice)),
         });
         // The departed last: whoever has their addresses now keeps them.
         let foreign = plan.peers.iter().chain(&inputs.departed).flat_map(|p| {
-            p.nodes
-                .iter()
-                .map(|n| (p.member.as_str(), n.name.as_str(), &n.overlay, &n.underlay))
-        });
-        let found = siblings
-            .chain(foreign)
-            .filter_map(|(member, node, overlay, underlay)| {
-                let name = NodeRef::new(member, node);
-                Some((name, peer(overlay, underlay, family)?))
+            p.nodes.iter().map(|n| End {
+                node: NodeRef::new(&p.member, &n.name),
+                overlay: &n.overlay,
+                underlay: &n.underlay,
+                keys: p.encrypted.then_some(n.public_keys.as_slice()),
             })
-            .filter(|(name, peer)| *name != me && peer.remote != own.local);
+        });
+        let ends: Vec<End<'_>> = siblings.chain(foreign).filter(|end| end.node != me).collect();
+        let claimed = Claims::new(&ends);
+        let mut waiting = Vec::new();
+        let mut found = Vec::new();
+        for end in ends {
+            let Some(underlay) = Addresses::of(end.underlay)
+                .get(family)
+                .filter(|a| *a != own.local)
+            else {
+                continue;
+            };
+            let built = match own.overlay.get(family) {
+                None if end.keys.is_some() => {
+                    Err("this node has no overlay address of its underlay's family".into())
+                }
+                _ => peer(&end, underlay, &claimed, wireguard_mtu),
+            };
+            match built {
+                Ok(peer) => found.extend(peer.map(|peer| (end.node, peer))),
+                Err(reason) => waiting.push(Waiting {
+                    node: end.node,
+                    underlay,
+                    reason,
+                }),
+            }
+        }
         let is_departed = |name: &NodeRef| {
             let mut departed = inputs.departed.iter().filter(|p| p.member == name.member);
             departed.any(|p| p.nodes.iter().any(|n| n.name == name.node))
@@ -112,7 +168,19 @@ impl Peers {
             own: Some(own),
             others,
             doubles,
+            waiting,
+            wireguard_mtu,
         }
+    }
+
+    /// Family of the underlay.
+    pub(super) fn underlay_family(&self) -> Option<Family> {
+        self.own.as_ref().map(|own| Family::of(own.local))
+    }
+
+    /// The least MTU of a path, where one has less than the tunnel device.
+    pub(super) fn least_mtu(&self) -> Option<u32> {
+        self.others.values().map(|p| p.mtu).filter(|mtu| *mtu > 0).min()
     }
 
     pub(super) fn is_self(&self, node: &NodeRef) -> bool {
@@ -134,7 +202,14 @@ impl Peers {
 
     /// Addresses of the other nodes.
     pub(super) fn underlays(&self) -> impl Iterator<Item = (&NodeRef, IpAddr)> {
-        self.others.iter().map(|(node, peer)| (node, peer.remote))
+        self.others.iter().map(|(node, peer)| (node, peer.underlay))
+    }
+
+    /// Nodes with encrypted paths and the keys that these are encrypted to.
+    pub(super) fn keys(&self) -> impl Iterator<Item = (&NodeRef, PublicKey)> {
+        self.others
+            .iter()
+            .filter_map(|(node, peer)| Some((node, peer.keys.as_ref()?.current)))
     }
 
     /// The device, forwarding entries, neighbours, and a route to every peer's overlay address: replies
@@ -152,6 +227,7 @@ impl Peers {
             mac: own.mac,
             mtu: tunnel_mtu(inputs, own.local),
             local: own.local,
+            without_checksums: self.must_encrypt(),
             addresses: own
                 .overlay
                 .iter()
@@ -159,6 +235,7 @@ impl Peers {
                 .map(IpNet::from)
                 .collect(),
         });
+        self.encrypt(inputs, plan, own.local, state);
         for peer in self.others.values() {
             state.forwarding.insert(ForwardingEntry {
                 mac: peer.mac,
@@ -176,7 +253,7 @@ impl Peers {
                     target: RouteTarget::Device {
                         device: settings.device.clone(),
                         via: None,
-                        mtu: 0,
+                        mtu: peer.mtu,
                     },
                 });
             }
@@ -184,13 +261,42 @@ impl Peers {
     }
 }
 
-fn peer(overlay: &AddressPair, underlay: &AddressPair, family: Family) -> Option<Peer> {
-    let overlay = Addresses::of(overlay);
-    Some(Peer {
-        remote: Addresses::of(underlay).get(family)?,
-        mac: mac(&overlay)?,
+/// A node as the plan or the cluster names it.
+pub(super) struct End<'a> {
+    pub(super) node: NodeRef,
+    overlay: &'a AddressPair,
+    underlay: &'a AddressPair,
+    /// Its public keys, where the path must be encrypted.
+    pub(super) keys: Option<&'a [String]>,
+}
+
+/// `None` for a node that can't be sent to, the reason for one that waits for its key.
+fn peer(
+    end: &End<'_>,
+    underlay: IpAddr,
+    claimed: &Claims,
+    wireguard_mtu: u32,
+) -> Result<Option<Peer>, String> {
+    let overlay = Addresses::of(end.overlay);
+    let Some(mac) = mac(&overlay) else {
+        return Ok(None);
+    };
+    let keys = end.keys.map(|keys| claimed.of(&end.node, keys)).transpose()?;
+    let remote = match keys {
+        Some(_) => overlay.get(Family::of(underlay)),
+        None => Some(underlay),
+    };
+    Ok(remote.map(|remote| Peer {
         overlay,
-    })
+        remote,
+        underlay,
+        mac,
+        mtu: match keys {
+            Some(_) => wireguard_mtu - VXLAN.of(Family::of(underlay)),
+            None => 0,
+        },
+        keys,
+    }))
 }
 
 /// A locally administered MAC that every node derives alike: 02:53 and the IPv4 overlay address, or a
@@ -206,19 +312,17 @@ fn mac(overlay: &Addresses) -> Option<[u8; 6]> {
     Some([0x02, 0x53, low[0], low[1], low[2], low[3]])
 }
 
-/// Bytes that the encapsulation adds: Ethernet 14, VXLAN 8, UDP 8, and IPv4 20 or IPv6 40.
-const fn overhead(family: Family) -> u32 {
-    match family {
-        Family::V4 => 50,
-        Family::V6 => 70,
-    }
-}
-
-/// The MTU of the device that bears the underlay address, less the encapsulation.
-fn tunnel_mtu(inputs: &NodeInputs, local: IpAddr) -> u32 {
+/// The MTU of the device that bears the underlay address.
+fn underlay_mtu(inputs: &NodeInputs, local: IpAddr) -> u32 {
     let facts = &inputs.facts;
     let uplink = facts.device_of(local).or_else(|| facts.uplink_for(local));
-    let mtu = uplink.and_then(|d| facts.links.get(d)).map_or(1500, |l| l.mtu);
+    uplink.and_then(|d| facts.links.get(d)).map_or(1500, |l| l.mtu)
+}
+
+/// The same less the encapsulation.
+fn tunnel_mtu(inputs: &NodeInputs, local: IpAddr) -> u32 {
     // IPv6 needs 1280 bytes on every link.
-    mtu.saturating_sub(overhead(Family::of(local))).max(1280)
+    underlay_mtu(inputs, local)
+        .saturating_sub(VXLAN.of(Family::of(local)))
+        .max(1280)
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use spillway_crds::member::{NodeRef, PlannedGatewaySpec, PlannedPolicySpec};
 
+use super::encrypted::Waiting;
 use super::exits::{Exit, exit};
 use super::gateways::{carriers, is_source_node};
 use super::guard::pod_ranges;
@@ -38,6 +39,11 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
     }
     if inputs.guard {
         out.extend(guard_problem(inputs));
+    }
+    for Waiting { node, reason, .. } in &peers.waiting {
+        out.push(format!(
+            "the path to node {node} must be encrypted and can't be yet, so nothing is sent there: {reason}"
+        ));
     }
     let taken = Taken::new(inputs, plan, &peers);
     for gateway in &plan.gateways {

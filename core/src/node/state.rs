@@ -1,19 +1,23 @@
 //! What a node's kernel must hold. Compared with what it does hold by `spillway-dataplane`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::flows::Flows;
 use super::nft::Ruleset;
+use crate::wireguard::PublicKey;
 
 /// Everything of ours in one node's kernel. Equal values need no write.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct DesiredState {
     /// The tunnel device; absent where the node has nobody to talk to, or after a teardown.
     pub tunnel: Option<TunnelDevice>,
+    /// The device under encrypted paths. Absent where none of them can be up yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireGuardDevice>,
     /// Static forwarding entries of the tunnel device: which underlay address a MAC is behind.
     pub forwarding: BTreeSet<ForwardingEntry>,
     /// Permanent neighbours on the tunnel device.
@@ -59,8 +63,40 @@ pub struct TunnelDevice {
     pub mtu: u32,
     /// Underlay address the tunnel's packets leave with.
     pub local: IpAddr,
+    /// Its packets bear no UDP checksum, as RFC 7348 would have it (RFC 6935 for IPv6). Where an encrypted path changes their
+    /// source, nft can't put one right that covers an inner packet whose own is still to be filled in.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub without_checksums: bool,
     /// Addresses on the device, host prefixes.
     pub addresses: BTreeSet<IpNet>,
+}
+
+/// A WireGuard device.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct WireGuardDevice {
+    /// Interface name.
+    pub name: String,
+    /// UDP port it is reached at.
+    pub port: u16,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The node's overlay address of the underlay's family, a host prefix. The tunnel device has it as well; without one
+    /// here the kernel's reverse path filter takes nothing from the device, not even a loose one
+    /// (`__fib_validate_source()` in net/ipv4/fib_frontend.c).
+    pub address: IpNet,
+    /// Peers by public key. Never empty.
+    pub peers: BTreeMap<PublicKey, WireGuardPeer>,
+}
+
+/// One peer of a WireGuard device.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct WireGuardPeer {
+    /// Where its packets are sent until it is heard from elsewhere.
+    pub endpoint: SocketAddr,
+    /// The one address that it may send from and that is sent to it; none for a key that isn't in use yet.
+    pub address: Option<IpAddr>,
+    /// Seconds between packets that only keep the way open.
+    pub keepalive: u16,
 }
 
 /// `bridge fdb add MAC dev TUNNEL dst UNDERLAY`.
@@ -68,7 +104,7 @@ pub struct TunnelDevice {
 pub struct ForwardingEntry {
     /// The peer's MAC on the tunnel device.
     pub mac: [u8; 6],
-    /// The peer's underlay address.
+    /// The peer's underlay address; on an encrypted path its overlay address, to which WireGuard leads.
     pub remote: IpAddr,
 }
 
@@ -112,13 +148,21 @@ pub enum RouteTarget {
         device: String,
         /// Next hops, two or more, of equal weight.
         via: BTreeSet<IpAddr>,
+        /// Path MTU to record, 0 for the device's own.
+        #[serde(skip_serializing_if = "is_zero")]
+        mtu: u32,
     },
     /// `unreachable`: what a gateway's table holds below its default route, so that a lookup never falls
     /// through to the main table.
     Unreachable,
 }
 
-/// `ip rule add pref P fwmark M/MASK lookup TABLE`, in both families.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+/// `ip rule add pref P fwmark M/MASK lookup TABLE`, or `… to PREFIX ipproto udp dport PORT lookup TABLE`.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Rule {
     /// True for the IPv6 rule.
@@ -127,8 +171,11 @@ pub struct Rule {
     pub priority: u32,
     /// Mark.
     pub mark: u32,
-    /// Which bits of the mark count.
+    /// Which bits of the mark count; 0 for any mark.
     pub mask: u32,
+    /// Only for UDP to this port of these addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp: Option<(IpNet, u16)>,
     /// Table to look up.
     pub table: u32,
 }

@@ -21,7 +21,7 @@ fn ip(s: &str) -> IpAddr {
 }
 
 /// The state without the parts that repeat what the table says (the seal has tests of its own), then the table as nft reads it.
-fn show(state: &DesiredState) -> String {
+pub(super) fn show(state: &DesiredState) -> String {
     let tables = [&state.ruleset, &state.steering].into_iter().flatten();
     let table: String = tables.map(super::nft::Ruleset::render).collect();
     let rest = DesiredState {
@@ -36,7 +36,7 @@ fn show(state: &DesiredState) -> String {
 }
 
 /// Has the real nft check the table, in a network namespace of its own.
-fn nft_accepts(state: &DesiredState) {
+pub(super) fn nft_accepts(state: &DesiredState) {
     let mut text = state.ruleset.as_ref().expect("a table").render();
     text.extend(
         [&state.steering, &state.seal]

@@ -6,6 +6,7 @@ use spillway_crds::member::NodeRef;
 
 use super::inputs::{Addresses, NodeInputs};
 use super::peers::Peers;
+use crate::wireguard::PublicKey;
 
 /// The other nodes of all gateways that policies of this member use or that this node belongs to, with their overlay
 /// addresses. A node that this one can't send to is left out: it is no next hop, whatever it would answer. Empty
@@ -38,6 +39,20 @@ pub fn reachable(inputs: &NodeInputs) -> BTreeMap<NodeRef, Addresses> {
             Some((node, overlay))
         })
         .collect()
+}
+
+/// Nodes to which the path must be encrypted, with the key that it is encrypted to or the reason why it can't be yet.
+pub fn encrypted(inputs: &NodeInputs) -> BTreeMap<NodeRef, Result<PublicKey, String>> {
+    let Some(plan) = &inputs.plan else {
+        return BTreeMap::new();
+    };
+    let peers = Peers::new(inputs, plan);
+    let known = peers.keys().map(|(node, key)| (node.clone(), Ok(key)));
+    let waiting = peers
+        .waiting
+        .iter()
+        .map(|w| (w.node.clone(), Err(w.reason.clone())));
+    known.chain(waiting).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use spillway_crds::LabelSelector;
 use spillway_crds::address::PrefixPair;
 use spillway_crds::condition::ConditionType;
 use spillway_crds::hub::{
-    AddressSlices, Destinations, EgressGateway, EgressGatewaySpec, FederatedClusterEgressPolicy,
+    AddressSlices, Destinations, EgressGateway, EgressGatewaySpec, Encryption, FederatedClusterEgressPolicy,
     FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Sources, Through,
 };
 use spillway_crds::member::{NodeRef, PolicyRef, Tunnel};
@@ -23,6 +23,8 @@ pub struct FederationState {
     pub overlay: OverlayRange,
     /// Tunnel parameters.
     pub tunnel: Tunnel,
+    /// Which paths are encrypted where a gateway doesn't say it itself.
+    pub encryption: Encryption,
     /// Members.
     pub members: Vec<MemberInput>,
     /// Gateways.

@@ -18,6 +18,7 @@
 mod gateway;
 mod holders;
 mod input;
+mod paths;
 mod plan;
 mod policy;
 mod ports;

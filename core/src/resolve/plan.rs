@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use spillway_crds::hub::{MemberNode, Translation};
+use spillway_crds::hub::{MemberNode, Translation, WireGuardStatus};
 use spillway_crds::member::{
     PeerNode, PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec,
     PlannedThrough, PolicyRef,
@@ -10,11 +10,16 @@ use spillway_crds::member::{
 
 use super::Federation;
 use super::gateway::{Gateway, Gateways};
+use super::paths::Encrypted;
 use super::policy::{Identities, Policies, Policy};
 use super::slices::Recorded;
 use crate::address::Addresses;
 use crate::alloc::{Egress, MemberBlock};
 use crate::plan::{Plan, Prepared, Resource};
+use crate::wireguard::PublicKey;
+
+/// Most public keys of one node: the one in use and its successor.
+const MAX_KEYS: usize = 2;
 
 /// Plans, and members whose plans await an allocation.
 pub(super) struct Made {
@@ -76,6 +81,7 @@ pub(super) fn plans<'a>(
     }
     let maker = Maker {
         federation,
+        encrypted: Encrypted::new(federation, gateways, &usage.gateways),
         gateways,
         identities,
         slices,
@@ -96,6 +102,7 @@ struct Maker<'a, 'b> {
     gateways: &'a Gateways<'a>,
     identities: &'b Identities,
     slices: &'b Recorded<'b>,
+    encrypted: Encrypted<'a>,
     usage: Usage<'a>,
     /// Policies as all their members get them.
     prepared: BTreeMap<&'a PolicyRef, Prepared>,
@@ -120,6 +127,7 @@ impl<'a> Maker<'a, '_> {
             overlay_range: self.federation.state.overlay.pair(),
             partition: input.partition.clone(),
             tunnel: self.federation.state.tunnel.clone(),
+            encrypted: self.encrypted.between(member, member),
         })];
         let own = self.usage.policies.get(member).map_or(&[][..], Vec::as_slice);
         let mut peers: BTreeMap<&str, BTreeMap<&str, &MemberNode>> = BTreeMap::new();
@@ -150,7 +158,7 @@ impl<'a> Maker<'a, '_> {
         resources.extend(
             peers
                 .into_iter()
-                .map(|(name, nodes)| Resource::Peer(self.peer(name, nodes))),
+                .map(|(name, nodes)| Resource::Peer(self.peer(member, name, nodes))),
         );
         let own = own
             .iter()
@@ -219,21 +227,35 @@ impl<'a> Maker<'a, '_> {
         }
     }
 
-    fn peer(&self, name: &str, nodes: BTreeMap<&str, &MemberNode>) -> PlannedPeerSpec {
+    fn peer(&self, member: &str, name: &str, nodes: BTreeMap<&str, &MemberNode>) -> PlannedPeerSpec {
+        let encrypted = self.encrypted.between(member, name);
         PlannedPeerSpec {
             member: name.into(),
             partition: self.federation.members[name].partition.clone(),
-            nodes: nodes.into_values().map(peer_node).collect(),
+            encrypted,
+            nodes: nodes.into_values().map(|n| peer_node(n, encrypted)).collect(),
         }
     }
 }
 
 /// Addresses in their one canonical spelling, so that a report in another one doesn't change the plan.
-fn peer_node(node: &MemberNode) -> PeerNode {
+fn peer_node(node: &MemberNode, encrypted: bool) -> PeerNode {
     let canonical = |pair| Addresses::parse(pair).unwrap_or_default().into();
     PeerNode {
         name: node.name.clone(),
         overlay: canonical(&node.overlay),
         underlay: canonical(&node.underlay),
+        public_keys: match &node.wireguard {
+            Some(wireguard) if encrypted => public_keys(wireguard),
+            _ => Vec::new(),
+        },
     }
+}
+
+/// What a member reported that is a key: the API server of no other member may refuse a plan for it.
+fn public_keys(reported: &WireGuardStatus) -> Vec<String> {
+    let keys = reported.public_keys.iter().take(MAX_KEYS);
+    keys.filter_map(|k| k.parse::<PublicKey>().ok())
+        .map(|k| k.to_string())
+        .collect()
 }

@@ -42,6 +42,32 @@ pub struct EgressGatewaySpec {
     /// Where the source address is rewritten.
     #[serde(default)]
     pub translation: Translation,
+    /// Which of the gateway's paths are encrypted; the hub's own setting where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+}
+
+/// Which paths of the tunnel are encrypted. Where two gateways share a path, the stricter one decides.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Encryption {
+    /// None: whoever is between the nodes can read along.
+    Never,
+    /// Those between members of different partitions.
+    #[default]
+    CrossPartition,
+    /// All of them, also between the nodes of one member.
+    Always,
+}
+
+impl Encryption {
+    /// Whether a path between nodes in the partitions `a` and `b` must be encrypted.
+    pub fn demanded(self, a: &str, b: &str) -> bool {
+        match self {
+            Self::Never => false,
+            Self::CrossPartition => a != b,
+            Self::Always => true,
+        }
+    }
 }
 
 /// Where packets get their egress IP.

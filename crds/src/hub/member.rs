@@ -199,6 +199,9 @@ pub struct MemberNode {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8192))]
     pub port_use: Vec<PortUse>,
+    /// The node's end of encrypted paths. Absent before its agent has made a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireGuardStatus>,
     /// Digest of the plan in the node's kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
@@ -207,6 +210,47 @@ pub struct MemberNode {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 1024))]
     pub message: String,
+}
+
+/// A node's end of encrypted paths. Changes when a path comes or goes, not with every handshake.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WireGuardStatus {
+    /// The node's WireGuard public keys in base64, the one in use first. A second one is about to take its place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2), inner(length(min = 44, max = 44)))]
+    pub public_keys: Vec<String>,
+    /// Who encrypts: `kernel`, or `userspace` where the kernel has no WireGuard. Absent while no path must be encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub implementation: Option<String>,
+    /// How many paths are encrypted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub encrypted: u32,
+    /// How many paths must be encrypted and can't be yet. Nothing passes on them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub waiting: u32,
+    /// The first of those that wait, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub paths: Vec<WaitingPath>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+/// A path that must be encrypted and can't be yet.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitingPath {
+    /// The node at its far end, `member/node`.
+    #[schemars(length(max = 320))]
+    pub peer: String,
+    /// What it waits for.
+    #[schemars(length(max = 256))]
+    pub reason: String,
 }
 
 /// An egress IP that a node answers for.

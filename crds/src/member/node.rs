@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::AddressPair;
 use crate::condition::Condition;
-use crate::hub::{HeldAddress, PortUse};
+use crate::hub::{HeldAddress, PortUse, WireGuardStatus};
 
 /// One node of this cluster. Named like the Kubernetes node. The member agent writes `spec`, the
 /// node's own agent writes `status`.
@@ -102,6 +102,9 @@ pub struct EgressNodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub stray_pods: Vec<StrayPod>,
+    /// This node's end of encrypted paths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireGuardStatus>,
     /// `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(

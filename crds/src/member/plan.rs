@@ -80,6 +80,9 @@ pub struct PlannedMemberSpec {
     pub partition: String,
     /// Tunnel parameters, equal in the whole federation.
     pub tunnel: Tunnel,
+    /// Paths between this member's own nodes must be encrypted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
 }
 
 /// Parameters of the VXLAN tunnel.
@@ -92,6 +95,14 @@ pub struct Tunnel {
     /// UDP port, clear of the CNI's own VXLAN (4789, 8472).
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
+    /// UDP port of WireGuard, under encrypted paths.
+    #[serde(default = "wireguard_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub wireguard_port: u16,
+}
+
+const fn wireguard_port() -> u16 {
+    5_713
 }
 
 impl Default for Tunnel {
@@ -99,6 +110,7 @@ impl Default for Tunnel {
         Self {
             vni: 5_711,
             port: 4_799,
+            wireguard_port: wireguard_port(),
         }
     }
 }
@@ -301,6 +313,9 @@ pub struct PlannedPeerSpec {
     /// Its partition.
     #[schemars(length(max = 63))]
     pub partition: String,
+    /// Paths to its nodes must be encrypted: nothing may pass on them in the clear.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
     /// Its nodes that matter here, sorted by name.
     #[serde(default)]
     #[schemars(length(max = 1024))]
@@ -318,4 +333,9 @@ pub struct PeerNode {
     pub overlay: AddressPair,
     /// Addresses that the tunnel's packets are sent to.
     pub underlay: AddressPair,
+    /// WireGuard public keys in base64, the one in use first; where the path must be encrypted. Empty until the node
+    /// has told of one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2), inner(length(min = 44, max = 44)))]
+    pub public_keys: Vec<String>,
 }

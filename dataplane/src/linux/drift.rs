@@ -178,7 +178,7 @@ fn concerns_us(message: &LinkMessage) -> bool {
         || message
             .attributes
             .iter()
-            .any(|a| matches!(a, LinkAttribute::IfAlias(alias) if alias == link::ALIAS))
+            .any(|a| matches!(a, LinkAttribute::IfAlias(alias) if alias == link::ALIAS || alias == link::WIREGUARD_ALIAS))
 }
 
 /// Every nftables message but the generation's begins with the table's name as attribute 1.

@@ -32,7 +32,7 @@ pub(super) fn observe(
     let mut names = BTreeMap::new();
     for link in links.values() {
         names.insert(link.index, link.name.clone());
-        if link.alias.as_deref() != Some(link::ALIAS) {
+        if !link.ours() {
             facts.on_link.extend(on_link(link));
         }
     }
@@ -65,7 +65,7 @@ pub(super) fn observe(
     facts.default_v6 = name(best[1]);
     facts.devices = links
         .into_iter()
-        .filter(|(_, link)| !link.loopback && link.alias.as_deref() != Some(link::ALIAS))
+        .filter(|(_, link)| !link.loopback && !link.ours())
         .map(|(name, link)| (name, device(link)))
         .collect();
     Ok(facts)

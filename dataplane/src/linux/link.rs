@@ -15,14 +15,17 @@ use netlink_packet_route::link::{
     LinkInfo, LinkMessage,
 };
 use rtnetlink::LinkVxlan;
-use spillway_core::node::state::TunnelDevice;
+use spillway_core::node::state::{TunnelDevice, WireGuardDevice};
 
 use super::netlink::Requests;
 use super::step::Step;
 use crate::{Operation, Result};
 
-/// Alias of a device of ours.
+/// Alias of a tunnel device of ours.
 pub(super) const ALIAS: &str = "spillway tunnel";
+
+/// Alias of a WireGuard device of ours.
+pub(super) const WIREGUARD_ALIAS: &str = "spillway wireguard";
 
 /// An interface as the kernel holds it.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +40,15 @@ pub(super) struct Link {
     /// Attributes of a VXLAN device.
     pub(super) vxlan: Option<Vec<InfoVxlan>>,
     pub(super) addresses: BTreeSet<IpNet>,
+}
+
+impl Link {
+    /// Whether it is a device of ours, by its alias.
+    pub(super) fn ours(&self) -> bool {
+        [ALIAS, WIREGUARD_ALIAS]
+            .iter()
+            .any(|ours| self.alias.as_deref() == Some(*ours))
+    }
 }
 
 /// All interfaces by name, with their addresses.
@@ -124,6 +136,10 @@ fn immutable_difference(link: &Link, wanted: &TunnelDevice) -> Option<&'static s
         Some("it lacks group policy")
     } else if has(&InfoVxlan::Learning(true)) {
         Some("it learns")
+    } else if !has(&InfoVxlan::UDPCsum(!wanted.without_checksums))
+        || !has(&InfoVxlan::UDPZeroCsumTX(wanted.without_checksums))
+    {
+        Some("it has other checksums")
     } else {
         None
     }
@@ -135,6 +151,10 @@ fn creation(wanted: &TunnelDevice) -> LinkMessage {
     let builder = LinkVxlan::new(&wanted.name, wanted.vni)
         .port(wanted.port)
         .learning(false)
+        .udp_csum(!wanted.without_checksums)
+        .udp_zero_csum6_tx(wanted.without_checksums)
+        // What a peer leaves out is its choice.
+        .udp_zero_csum6_rx(true)
         .gbp();
     let builder = match wanted.local {
         IpAddr::V4(ip) => builder.local(ip),
@@ -234,53 +254,81 @@ pub(super) fn device_steps(links: &BTreeMap<String, Link>, wanted: Option<&Tunne
     }
     out.kept = Some(link.index);
     let name = &wanted.name;
-    if link.mtu != wanted.mtu {
-        let message = modification(link.index, LinkAttribute::Mtu(wanted.mtu));
-        out.build
-            .push(Step::set(format!("device {name} mtu {}", wanted.mtu), message));
-    }
+    out.build.extend(mtu_step(link, wanted.mtu));
     if link.mac != Some(wanted.mac) {
         let message = modification(link.index, LinkAttribute::Address(wanted.mac.to_vec()));
         out.build
             .push(Step::set(format!("device {name} address"), message));
     }
-    if link.alias.as_deref() != Some(ALIAS) {
-        let message = modification(link.index, LinkAttribute::IfAlias(ALIAS.into()));
-        out.build.push(Step::set(format!("device {name} alias"), message));
-    }
-    if !link.up {
-        // Router solicitations and multicast reports have nobody to go to.
-        let message = modification(link.index, no_link_local());
-        out.build
-            .push(Step::set(format!("device {name} addrgenmode none"), message));
-        let mut message = LinkMessage::default();
-        message.header = header(link.index);
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        out.build.push(Step::set(
-            format!("device {name} up"),
-            RouteNetlinkMessage::SetLink(message),
-        ));
-    }
+    out.build.extend(alias_step(link, ALIAS));
+    out.build.extend(up_steps(link));
     out
 }
 
+/// Steps for the WireGuard device, whose driver makes it and takes it away.
+pub(super) fn wireguard_steps(links: &BTreeMap<String, Link>, wanted: Option<&WireGuardDevice>) -> Vec<Step> {
+    let Some((wanted, link)) = wanted.and_then(|w| Some((w, links.get(&w.name)?))) else {
+        return Vec::new();
+    };
+    let wanted_addresses = BTreeSet::from([wanted.address]);
+    mtu_step(link, wanted.mtu)
+        .into_iter()
+        .chain(alias_step(link, WIREGUARD_ALIAS))
+        .chain(up_steps(link))
+        .chain(address_steps(&link.addresses, &wanted_addresses, link))
+        .collect()
+}
+
+fn mtu_step(link: &Link, mtu: u32) -> Option<Step> {
+    (link.mtu != mtu).then(|| {
+        let message = modification(link.index, LinkAttribute::Mtu(mtu));
+        Step::set(format!("device {} mtu {mtu}", link.name), message)
+    })
+}
+
+fn alias_step(link: &Link, alias: &str) -> Option<Step> {
+    (link.alias.as_deref() != Some(alias)).then(|| {
+        let message = modification(link.index, LinkAttribute::IfAlias(alias.into()));
+        Step::set(format!("device {} alias", link.name), message)
+    })
+}
+
+fn up_steps(link: &Link) -> Vec<Step> {
+    if link.up {
+        return Vec::new();
+    }
+    // Router solicitations and multicast reports have nobody to go to.
+    let quiet = modification(link.index, no_link_local());
+    let mut message = LinkMessage::default();
+    message.header = header(link.index);
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    vec![
+        Step::set(format!("device {} addrgenmode none", link.name), quiet),
+        Step::set(
+            format!("device {} up", link.name),
+            RouteNetlinkMessage::SetLink(message),
+        ),
+    ]
+}
+
 /// Compares the device's addresses. Link-local ones are the kernel's own.
-pub(super) fn address_steps(held: &BTreeSet<IpNet>, wanted: &TunnelDevice, index: u32) -> Vec<Step> {
+pub(super) fn address_steps(held: &BTreeSet<IpNet>, wanted: &BTreeSet<IpNet>, link: &Link) -> Vec<Step> {
+    let Link { name, index, .. } = link;
     let mut steps = Vec::new();
-    for net in wanted.addresses.difference(held) {
-        let object = format!("address {net} dev {}", wanted.name);
+    for net in wanted.difference(held) {
+        let object = format!("address {net} dev {name}");
         steps.push(Step::add(
             object,
-            RouteNetlinkMessage::NewAddress(address(index, net)),
+            RouteNetlinkMessage::NewAddress(address(*index, net)),
         ));
     }
-    for net in held.difference(&wanted.addresses) {
+    for net in held.difference(wanted) {
         if matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local()) {
             continue;
         }
-        let object = format!("address {net} dev {}", wanted.name);
-        let message = RouteNetlinkMessage::DelAddress(address(index, net));
+        let object = format!("address {net} dev {name}");
+        let message = RouteNetlinkMessage::DelAddress(address(*index, net));
         steps.push(Step {
             operation: Operation::Remove,
             ..Step::remove(object, message)

@@ -31,7 +31,10 @@ use tokio::time::{Instant, sleep_until};
 use self::drift::Hint;
 use self::netlink::Requests;
 use self::worker::Worker;
-use crate::{Capabilities, Changes, Drift, Error, Facts, Kernel, PortCount, Result, RuleCount, nft};
+use crate::{
+    Capabilities, Changes, Drift, Encryption, Error, Facts, Kernel, PortCount, PrivateKey, Result, RuleCount,
+    nft,
+};
 
 /// How long after a hint the kernel is compared: others make several changes in a row.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -54,6 +57,24 @@ enum Command {
     Cut(Box<Flows>, oneshot::Sender<Result<usize>>),
     Announce(Vec<IpAddr>, oneshot::Sender<Result<()>>),
     Counts(oneshot::Sender<Result<Vec<RuleCount>>>),
+    Encryption(oneshot::Sender<Result<Encryption>>),
+}
+
+/// How a kernel is opened.
+pub struct Options {
+    /// Name of our nftables tables.
+    pub table: String,
+    /// The node's WireGuard key. Without one there are no encrypted paths.
+    pub key: Option<PrivateKey>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            table: crate::nft::TABLE.into(),
+            key: None,
+        }
+    }
 }
 
 /// The kernel of the network namespace of the thread that opened it.
@@ -73,15 +94,14 @@ impl LinuxKernel {
     /// # Errors
     /// Where a socket can't be opened: without `CAP_NET_ADMIN`, or without the subsystem.
     pub fn open() -> Result<Self> {
-        Self::open_with_table(crate::nft::TABLE)
+        Self::open_with(Options::default())
     }
 
-    /// As [`Self::open`], with another name for our nftables table.
+    /// As [`Self::open`], with what isn't as usual.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with_table(table: &str) -> Result<Self> {
-        let table = table.to_owned();
+    pub fn open_with(options: Options) -> Result<Self> {
         let (commands, inbox) = mpsc::channel(16);
         let (drift_sender, drift) = watch::channel(Drift::default());
         let (opened, was_opened) = std::sync::mpsc::sync_channel(1);
@@ -100,7 +120,7 @@ impl LinuxKernel {
                     }
                 };
                 runtime.block_on(async move {
-                    match Actor::open(drift_sender, &table) {
+                    match Actor::open(drift_sender, options) {
                         Ok((actor, hints, counting)) => {
                             let _ = opened.send(Ok(counting));
                             actor.run(inbox, hints).await;
@@ -157,10 +177,10 @@ struct Actor {
 type Opened = (Actor, mpsc::Receiver<Hint>, Requests<NetfilterMessage>);
 
 impl Actor {
-    fn open(drift: watch::Sender<Drift>, table: &str) -> Result<Opened> {
+    fn open(drift: watch::Sender<Drift>, Options { table, key }: Options) -> Result<Opened> {
         let (sender, hints) = mpsc::channel(64);
-        let worker = Worker::open(table.to_owned())?;
-        drift::listen(&sender, table, worker.watched())?;
+        let worker = Worker::open(table.clone(), key)?;
+        drift::listen(&sender, &table, worker.watched())?;
         Ok((
             Self {
                 worker,
@@ -242,6 +262,9 @@ impl Actor {
                 // On this thread, for its namespace; beside the loop, for nobody to wait.
                 let table = self.table.clone();
                 tokio::spawn(async move { answer.send(nft::counts(&table).await) });
+            }
+            Command::Encryption(answer) => {
+                let _ = answer.send(Ok(self.worker.encryption().await));
             }
         }
     }
@@ -358,6 +381,10 @@ impl Kernel for LinuxKernel {
     async fn announce(&self, addresses: &[IpAddr]) -> Result<()> {
         self.ask(|answer| Command::Announce(addresses.to_vec(), answer))
             .await
+    }
+
+    async fn encryption(&self) -> Result<Encryption> {
+        self.ask(Command::Encryption).await
     }
 
     async fn port_use(&self, of: &[(IpAddr, Vec<PortRange>)]) -> Result<Vec<PortCount>> {

@@ -41,6 +41,7 @@ enum Target {
     Spread {
         index: u32,
         via: BTreeSet<IpAddr>,
+        mtu: u32,
     },
     Unreachable,
     /// A form that we never write.
@@ -118,7 +119,7 @@ fn read(message: RouteMessage) -> Option<(Key, Held)> {
     let target = match (message.header.kind, device, spread) {
         (RouteType::Unreachable, _, _) if plain => Target::Unreachable,
         (RouteType::Unicast, Some(index), None) if plain => Target::Device { index, via, mtu },
-        (RouteType::Unicast, None, Some((index, via))) if plain && mtu == 0 => Target::Spread { index, via },
+        (RouteType::Unicast, None, Some((index, via))) if plain => Target::Spread { index, via, mtu },
         _ => Target::Other,
     };
     let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL);
@@ -155,22 +156,22 @@ fn next_hops(hops: &[RouteNextHop]) -> Option<(u32, BTreeSet<IpAddr>)> {
 /// Linux before 4.11 lists an IPv6 route of several next hops as several routes.
 fn together(routes: &[&Held]) -> Option<Target> {
     let mut all = BTreeSet::new();
-    let mut indexes = BTreeSet::new();
+    let mut kinds = BTreeSet::new();
     for route in routes {
         match &route.target {
             Target::Device {
                 index,
                 via: Some(via),
-                mtu: 0,
+                mtu,
             } => {
-                indexes.insert(*index);
+                kinds.insert((*index, *mtu));
                 all.insert(*via);
             }
             _ => return None,
         }
     }
-    let index = indexes.pop_first().filter(|_| indexes.is_empty())?;
-    Some(Target::Spread { index, via: all })
+    let (index, mtu) = kinds.pop_first().filter(|_| kinds.is_empty())?;
+    Some(Target::Spread { index, via: all, mtu })
 }
 
 fn key(route: &Route) -> Key {
@@ -212,13 +213,10 @@ fn message((table, destination, metric): Key, target: &Target) -> RouteMessage {
             } else if family == AddressFamily::Inet {
                 message.header.scope = RouteScope::Link;
             }
-            if *mtu > 0 {
-                message
-                    .attributes
-                    .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(*mtu)]));
-            }
+            message.attributes.extend(metrics(*mtu));
         }
-        Target::Spread { index, via } => {
+        Target::Spread { index, via, mtu } => {
+            message.attributes.extend(metrics(*mtu));
             let hops = via.iter().map(|via| {
                 let mut hop = RouteNextHop::default();
                 hop.flags = RouteNextHopFlags::Onlink;
@@ -233,6 +231,10 @@ fn message((table, destination, metric): Key, target: &Target) -> RouteMessage {
     message
 }
 
+fn metrics(mtu: u32) -> Option<RouteAttribute> {
+    (mtu > 0).then(|| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]))
+}
+
 fn describe(route: &Route) -> String {
     let Route {
         table,
@@ -245,7 +247,7 @@ fn describe(route: &Route) -> String {
             let via = via.map(|v| format!(" via {v}")).unwrap_or_default();
             format!("route {destination}{via} dev {device} table {table} metric {metric}")
         }
-        RouteTarget::Spread { device, via } => {
+        RouteTarget::Spread { device, via, .. } => {
             let via: Vec<String> = via.iter().map(IpAddr::to_string).collect();
             format!(
                 "route {destination} via {} dev {device} table {table} metric {metric}",
@@ -265,17 +267,18 @@ fn target(wanted: &RouteTarget, index: impl Fn(&str) -> Option<u32>) -> Option<T
             via: *via,
             mtu: *mtu,
         },
-        RouteTarget::Spread { device, via } => {
+        RouteTarget::Spread { device, via, mtu } => {
             let index = index(device)?;
             match via.first() {
                 Some(only) if via.len() == 1 => Target::Device {
                     index,
                     via: Some(*only),
-                    mtu: 0,
+                    mtu: *mtu,
                 },
                 _ => Target::Spread {
                     index,
                     via: via.clone(),
+                    mtu: *mtu,
                 },
             }
         }

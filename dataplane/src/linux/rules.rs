@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::route::RouteProtocol;
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use spillway_core::node::state::Rule;
 
 use super::netlink::Requests;
@@ -45,12 +46,13 @@ fn read(message: RuleMessage) -> Held {
         priority: 0,
         mark: 0,
         mask: 0,
+        udp: None,
         table: u32::from(header.table),
     };
+    let (mut to, mut udp, mut port) = (None, false, None);
     let mut ours = false;
     let mut plain = header.action == RuleAction::ToTable
         && header.src_len == 0
-        && header.dst_len == 0
         && header.tos == 0
         && !header.flags.contains(RuleFlags::Invert);
     for attribute in &message.attributes {
@@ -60,6 +62,11 @@ fn read(message: RuleMessage) -> Held {
             RuleAttribute::FwMask(m) => rule.mask = *m,
             RuleAttribute::Table(t) => rule.table = *t,
             RuleAttribute::Protocol(p) => ours = *p == RouteProtocol::Other(PROTOCOL),
+            RuleAttribute::Destination(address) => to = Some(*address),
+            RuleAttribute::IpProtocol(IpProtocol::Udp) => udp = true,
+            RuleAttribute::DestinationPortRange(range) if range.start == range.end => {
+                port = Some(range.start)
+            }
             RuleAttribute::SuppressPrefixLen(u32::MAX)
             | RuleAttribute::SuppressIfGroup(u32::MAX)
             | RuleAttribute::L3MDev(false)
@@ -67,6 +74,14 @@ fn read(message: RuleMessage) -> Held {
             _ => plain = false,
         }
     }
+    if rule.mark == 0 && rule.mask == u32::MAX {
+        rule.mask = 0;
+    }
+    rule.udp = match (to, udp, port) {
+        (Some(to), true, Some(port)) => IpNet::new(to, header.dst_len).ok().map(|to| (to, port)),
+        _ => None,
+    };
+    plain &= rule.udp.is_some() || (to.is_none() && header.dst_len == 0 && !udp && port.is_none());
     Held {
         ours,
         rule: plain.then_some(rule),
@@ -85,11 +100,25 @@ fn message(rule: &Rule) -> RuleMessage {
     message.header.table = u8::try_from(rule.table).unwrap_or(0);
     message.attributes.extend([
         RuleAttribute::Priority(rule.priority),
-        RuleAttribute::FwMark(rule.mark),
-        RuleAttribute::FwMask(rule.mask),
         RuleAttribute::Table(rule.table),
         RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
     ]);
+    if rule.mask != 0 {
+        message
+            .attributes
+            .extend([RuleAttribute::FwMark(rule.mark), RuleAttribute::FwMask(rule.mask)]);
+    }
+    if let Some((to, port)) = rule.udp {
+        message.header.dst_len = to.prefix_len();
+        message.attributes.extend([
+            RuleAttribute::Destination(to.network()),
+            RuleAttribute::IpProtocol(IpProtocol::Udp),
+            RuleAttribute::DestinationPortRange(RulePortRange {
+                start: port,
+                end: port,
+            }),
+        ]);
+    }
     message
 }
 
@@ -98,11 +127,16 @@ fn describe(rule: &Rule) -> String {
         priority,
         mark,
         mask,
+        udp,
         table,
         ..
     } = rule;
     let family = if rule.ipv6 { "-6 " } else { "" };
-    format!("{family}rule pref {priority} fwmark {mark:#x}/{mask:#x} lookup {table}")
+    let selects = match udp {
+        Some((to, port)) => format!("to {to} ipproto udp dport {port}"),
+        None => format!("fwmark {mark:#x}/{mask:#x}"),
+    };
+    format!("{family}rule pref {priority} {selects} lookup {table}")
 }
 
 /// Rules as the kernel holds them where it holds `rules`.

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ipnet::IpNet;
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use spillway_core::node::flows::Flows;
 use spillway_core::node::nft::Ruleset;
-use spillway_core::node::state::{DesiredState, ProxyNeighbour};
+use spillway_core::node::state::{DesiredState, ProxyNeighbour, TunnelDevice, WireGuardDevice};
 
 use super::announce::{Announcement, Announcer};
 use super::direct::Direct;
@@ -19,6 +20,8 @@ use super::netlink::Requests;
 use super::step::{self, Step};
 use super::{conntrack, facts, neighbours, routes, rules, sysctls};
 use crate::nft::{DEVICE_FAMILY, FAMILY, Nft, batch, between, seal_table};
+use crate::wireguard::userspace::Userspace;
+use crate::wireguard::{self, Encryption, PrivateKey, WireGuard};
 use crate::{Capabilities, Changes, Error, Facts, Operation, Result};
 
 /// What the thread owns.
@@ -31,6 +34,8 @@ pub(super) struct Worker {
     /// The table whose chain hooks into the tunnel device.
     steering: Nft,
     announcer: Announcer,
+    /// Absent without a key: then there are no encrypted paths.
+    wireguard: Option<Box<dyn WireGuard>>,
     /// Interfaces as last seen. A stale one makes a direct write fail, and everything is compared then.
     links: BTreeMap<String, Link>,
     capabilities: Option<Capabilities>,
@@ -46,7 +51,7 @@ struct Steps {
 
 impl Worker {
     /// Opens the sockets in the calling thread's network namespace.
-    pub(super) fn open(table: String) -> Result<Self> {
+    pub(super) fn open(table: String, key: Option<PrivateKey>) -> Result<Self> {
         Ok(Self {
             route: Requests::open("route netlink socket", NETLINK_ROUTE)?,
             netfilter: Requests::open("netfilter netlink socket", NETLINK_NETFILTER)?,
@@ -54,6 +59,7 @@ impl Worker {
             seal: Nft::new(FAMILY, seal_table(&table)),
             steering: Nft::new(DEVICE_FAMILY, table),
             announcer: Announcer::default(),
+            wireguard: key.map(|key| -> Box<dyn WireGuard> { Box::new(Userspace::new(key)) }),
             links: BTreeMap::new(),
             capabilities: None,
             watched: Arc::default(),
@@ -148,6 +154,14 @@ impl Worker {
             build.extend(add);
             remove_addresses = remove;
         }
+        let wireguard = self.wireguard_changes(&links, desired.wireguard.as_ref());
+        build.extend(link::wireguard_steps(&links, desired.wireguard.as_ref()));
+        if let Some(device) = &desired.wireguard {
+            links.entry(device.name.clone()).or_insert_with(|| Link {
+                index: u32::MAX - 1,
+                ..Link::default()
+            });
+        }
         let rest = self.steps(&links, desired, gone)?;
         let push = |steps: Vec<Step>| {
             let mut out = Changes::default();
@@ -159,13 +173,16 @@ impl Worker {
         // Both tables stand before what they are for, and go after it.
         let (table_first, table_last) = first_or_last(table, desired.ruleset.is_some());
         let (steering_first, steering_last) = first_or_last(steering, desired.steering.is_some());
+        let (wireguard_first, wireguard_last) = first_or_last(wireguard, desired.wireguard.is_some());
         changes.extend(table_first);
+        changes.extend(wireguard_first);
         changes.extend(push(build));
         changes.extend(steering_first);
         changes.extend(push(rest.build));
         changes.extend(push(rest.remove));
         changes.extend(push(remove_addresses));
         changes.extend(steering_last);
+        changes.extend(wireguard_last);
         changes.extend(push(device.remove));
         changes.extend(table_last);
         Ok(changes)
@@ -232,11 +249,18 @@ impl Worker {
             return Ok(done);
         }
         let mut failures = Vec::new();
-        if held.tunnel == desired.tunnel && held.steering.is_some() == desired.steering.is_some() {
+        let (old, new) = (shape(held), shape(desired));
+        if old == new {
             if let (Some(steering), Some(wanted)) = (&held.steering, &desired.steering)
                 && steering != wanted
             {
                 done.extend(change(&mut self.netfilter, &self.steering, steering, wanted).await?);
+            }
+            // Failing here isn't wrong: another device has other routes, and comparing finds them.
+            if let (Some(_), Some(device)) = (&held.wireguard, &desired.wireguard)
+                && held.wireguard != desired.wireguard
+            {
+                self.encrypt(device, &mut done, &mut failures).await;
             }
             self.write_directly(held, desired, &mut done, &mut failures)?;
         } else {
@@ -319,6 +343,20 @@ impl Worker {
         if let Some(steering) = &desired.steering {
             self.steer(Some(steering), done, failures).await;
         }
+        if let Some(wanted) = &desired.wireguard {
+            self.encrypt(wanted, done, failures).await;
+            match link::observe(&mut self.route) {
+                Ok(fresh) => links = fresh,
+                Err(error) => failures.push(error),
+            }
+            step::run(
+                link::wireguard_steps(&links, Some(wanted)),
+                &mut self.route,
+                done,
+                failures,
+            );
+            self.watch(desired, &links);
+        }
 
         match self.steps(&links, desired, None) {
             Ok(steps) => {
@@ -342,9 +380,56 @@ impl Worker {
             self.steer(None, done, failures).await;
         }
         let failed_before = failures.len();
+        if desired.wireguard.is_none()
+            && let Some(driver) = &mut self.wireguard
+            && let Some(held) = driver.held()
+        {
+            match driver.remove().await {
+                Ok(()) => done.extend(wireguard::changes(Some(&held), None)),
+                Err(error) => failures.push(error),
+            }
+        }
         step::run(device.remove, &mut self.route, done, failures);
         self.links = links;
         failures.len() == failed_before
+    }
+
+    /// Brings WireGuard to `wanted`.
+    async fn encrypt(&mut self, wanted: &WireGuardDevice, done: &mut Changes, failures: &mut Vec<Error>) {
+        let Some(driver) = &mut self.wireguard else {
+            failures.push(Error::Impossible(
+                "paths must be encrypted, and this node has no key".into(),
+            ));
+            return;
+        };
+        let held = driver.held();
+        if held.as_ref() == Some(wanted) {
+            return;
+        }
+        match driver.apply(wanted).await {
+            Ok(()) => done.extend(wireguard::changes(held.as_ref(), Some(wanted))),
+            Err(error) => failures.push(error),
+        }
+    }
+
+    /// What [`Self::encrypt`] would do. Without a driver, as in another process than the agent's, only the device can be
+    /// looked at.
+    fn wireguard_changes(&self, links: &BTreeMap<String, Link>, wanted: Option<&WireGuardDevice>) -> Changes {
+        match &self.wireguard {
+            Some(driver) => wireguard::changes(driver.held().as_ref(), wanted),
+            None => wireguard::changes(wanted.filter(|w| links.contains_key(&w.name)), wanted),
+        }
+    }
+
+    /// See [`crate::Kernel::encryption`].
+    pub(super) async fn encryption(&mut self) -> Encryption {
+        match &mut self.wireguard {
+            Some(driver) if driver.held().is_some() => Encryption {
+                implementation: Some(driver.implementation()),
+                peers: driver.peers().await,
+            },
+            _ => Encryption::default(),
+        }
     }
 
     async fn steer(&mut self, wanted: Option<&Ruleset>, done: &mut Changes, failures: &mut Vec<Error>) {
@@ -438,10 +523,18 @@ fn first_or_last(table: Changes, wanted: bool) -> (Changes, Changes) {
     }
 }
 
+/// What mustn't change for the difference between two states to be written without a look at the kernel.
+fn shape(state: &DesiredState) -> (Option<&TunnelDevice>, bool, Option<(&str, u16, u32, IpNet)>) {
+    let wireguard = state.wireguard.as_ref();
+    let wireguard = wireguard.map(|w| (w.name.as_str(), w.port, w.mtu, w.address));
+    (state.tunnel.as_ref(), state.steering.is_some(), wireguard)
+}
+
 /// Whether the two differ in nothing but the tables with the guards.
 fn same_objects(a: &DesiredState, b: &DesiredState) -> bool {
     a.tunnel == b.tunnel
         && a.steering == b.steering
+        && a.wireguard == b.wireguard
         && a.forwarding == b.forwarding
         && a.neighbours == b.neighbours
         && a.routes == b.routes
@@ -450,12 +543,9 @@ fn same_objects(a: &DesiredState, b: &DesiredState) -> bool {
         && a.sysctls == b.sysctls
 }
 
-fn addresses(
-    links: &BTreeMap<String, Link>,
-    tunnel: &spillway_core::node::state::TunnelDevice,
-) -> (Vec<Step>, Vec<Step>) {
+fn addresses(links: &BTreeMap<String, Link>, tunnel: &TunnelDevice) -> (Vec<Step>, Vec<Step>) {
     links.get(&tunnel.name).map_or_else(Default::default, |link| {
-        let steps = link::address_steps(&link.addresses, tunnel, link.index);
+        let steps = link::address_steps(&link.addresses, &tunnel.addresses, link);
         steps.into_iter().partition(|s| s.operation != Operation::Remove)
     })
 }

@@ -102,6 +102,7 @@ pub fn spread(table: u32, ipv6: bool) -> Route {
         target: RouteTarget::Spread {
             device: "spillway0".into(),
             via: via.map(ip).into(),
+            mtu: 1390,
         },
     }
 }
@@ -263,6 +264,7 @@ pub fn desired() -> DesiredState {
             mac: [2, 0x53, 100, 64, 4, 1],
             mtu: 1450,
             local: ip("192.0.2.1"),
+            without_checksums: true,
             addresses: ["100.64.4.1/32", "fd64:5711:1::1/128"]
                 .iter()
                 .map(|a| a.parse().expect("prefix"))
@@ -359,8 +361,17 @@ pub fn desired() -> DesiredState {
                 priority: 20_001,
                 mark: 0x0100_0000,
                 mask: 0xff00_0000,
+                udp: None,
                 table: 5_711_001,
             })
+            .chain(["100.64.0.0/10", "fd64:5711::/48"].map(|range| Rule {
+                ipv6: range.contains(':'),
+                priority: 20_000,
+                mark: 0,
+                mask: 0,
+                udp: Some((range.parse().expect("prefix"), 4799)),
+                table: 5_711_000,
+            }))
             .collect(),
         proxies: BTreeSet::from([
             ProxyNeighbour {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
-use spillway_dataplane::LinuxKernel;
+use spillway_dataplane::{LinuxKernel, Options, PrivateKey};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -61,6 +61,16 @@ impl Namespace {
     /// The kernel of this namespace.
     pub fn kernel(&self) -> LinuxKernel {
         self.inside(LinuxKernel::open).expect("open the kernel")
+    }
+
+    /// The same with a WireGuard key.
+    pub fn kernel_with(&self, key: PrivateKey) -> LinuxKernel {
+        let options = Options {
+            key: Some(key),
+            ..Options::default()
+        };
+        self.inside(|| LinuxKernel::open_with(options))
+            .expect("open the kernel")
     }
 
     /// A pair of interfaces, one end here and one there, both up.

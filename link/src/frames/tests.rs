@@ -14,6 +14,7 @@ fn peer(member: &str, nodes: usize) -> Resource {
     Resource::Peer(PlannedPeerSpec {
         member: member.into(),
         partition: "default".into(),
+        encrypted: false,
         nodes: (0..nodes)
             .map(|i| PeerNode {
                 name: format!("n{i}"),

@@ -51,6 +51,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         Resource::Peer(PlannedPeerSpec {
             member,
             partition: "default".into(),
+            encrypted: false,
             nodes: (0..nodes).map(|_| PeerNode::default()).collect(),
         })
     };

@@ -167,6 +167,7 @@ mod tests {
                 Resource::Peer(PlannedPeerSpec {
                     member,
                     partition,
+                    encrypted: false,
                     nodes: Vec::new(),
                 })
             }))

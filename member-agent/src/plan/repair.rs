@@ -190,6 +190,7 @@ mod tests {
         let resource = Resource::Peer(PlannedPeerSpec {
             member: name.into(),
             partition: partition.into(),
+            encrypted: false,
             nodes: Vec::new(),
         });
         (resource.key(), Digest::of(&resource.encode()), resource)

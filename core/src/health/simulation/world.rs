@@ -469,6 +469,7 @@ impl World {
                 name: o.name.node.clone(),
                 overlay: spec(n).overlay,
                 underlay: spec(n).underlay,
+                public_keys: Vec::new(),
             })
             .collect();
         let gateway = &mut plan.gateways[0];

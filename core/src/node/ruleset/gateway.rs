@@ -9,6 +9,7 @@ use crate::node::flows::TAG;
 impl Parts<'_> {
     pub(super) fn raw_in(&self) -> Vec<String> {
         let mut rules = vec![format!("iifname \"{}\" goto raw_tunnel", self.settings.device)];
+        rules.extend(self.raw_in_encrypted());
         // Only from peers and only to this node: a pod's own packet to that port must stay tracked, or
         // nothing would translate it.
         for Words { suffix, header, .. } in &WORDS {
@@ -71,7 +72,7 @@ impl Parts<'_> {
     }
 
     pub(super) fn raw_out(&self) -> Vec<String> {
-        let mut rules = Vec::new();
+        let mut rules: Vec<String> = self.raw_out_encrypted().into_iter().collect();
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!(
                 "{header} daddr @underlay{suffix} udp dport {port} meta mark set 0x00000000 notrack",

@@ -55,6 +55,7 @@ impl Parts<'_> {
     pub(super) fn leave(&self) -> Vec<String> {
         let device = &self.settings.device;
         let mut rules = vec![format!("oifname \"{device}\" goto into_tunnel")];
+        rules.extend(self.leave_encrypted());
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!(
                 "iifname \"{device}\" ct state untracked {header} saddr @forwarded{suffix} return"

@@ -22,6 +22,9 @@
 //! egress      steer 0          a reply's mark becomes the peer's MAC
 //! ```
 //!
+//! Where some path must be encrypted, `raw_wireguard` and `into_wireguard` let nothing but such peers' tunnel packets out of
+//! the WireGuard device and into it, and `raw_in` and `leave` none of these by any other.
+//!
 //! Guards stand behind the NAT they check: a packet that carries an identity leaves translated as that
 //! identity demands, or not at all. No rule accepts, so that the CNI's own chains have their say.
 //!
@@ -30,6 +33,7 @@
 //! `leave`, every piece with the whole's mark.
 
 mod classify;
+mod encrypted;
 mod gateway;
 mod guards;
 mod ports;
@@ -128,6 +132,14 @@ impl Parts<'_> {
         plain("blocked".into(), vec!["counter drop".into()]);
         if self.guard.is_some() {
             plain(UNKNOWN.into(), Self::unknown());
+        }
+        for (name, rules) in [
+            ("raw_wireguard", self.raw_wireguard()),
+            ("into_wireguard", self.into_wireguard()),
+        ] {
+            if let Some(rules) = rules {
+                plain(name.into(), rules);
+            }
         }
         for (name, class) in &self.selection.classes {
             plain(format!("class_{name}"), Self::class(name));

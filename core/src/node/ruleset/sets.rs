@@ -136,6 +136,7 @@ impl Parts<'_> {
                 ..Set::map("mark", "verdict", false)
             },
         );
+        self.encrypted_sets(&mut sets);
         for words in &WORDS {
             self.port_sets(words, &mut sets);
         }

@@ -1,6 +1,7 @@
 //! A small federation to resolve, and readers of what comes out.
 
 mod faults;
+mod paths;
 mod plans;
 mod ports;
 mod properties;

@@ -56,6 +56,7 @@ pub fn peer(name: &str, nodes: usize) -> Resource {
     Resource::Peer(PlannedPeerSpec {
         member: name.into(),
         partition: "default".into(),
+        encrypted: false,
         nodes: (0..nodes)
             .map(|i| PeerNode {
                 name: format!("node-{i}-{}", "x".repeat(100)),
