@@ -351,7 +351,7 @@ impl<K: Kernel> Agent<K> {
         for why in self.failover.done(&self.held, held) {
             self.observed.metrics.takeovers.inc([why.kind()]);
         }
-        let again = self.failover.to_announce();
+        let again = self.failover.take_unannounced();
         if !again.is_empty()
             && let Err(error) = self.kernel.announce(&again).await
         {

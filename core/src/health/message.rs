@@ -30,6 +30,7 @@ const HEAD: usize = 28;
 
 /// What a node says of itself and of whom it talks to.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent bits of a datagram")]
 pub struct Said {
     /// It has programmed its plan, hears others and doesn't want to be left.
     pub ready: bool,

@@ -213,7 +213,7 @@ impl Failover {
 
     /// Egress IPs that this node goes on answering for, and that neighbours are to be told of once more, since a node
     /// that they may believe in is gone. To be asked after [`Failover::done`].
-    pub(crate) fn to_announce(&mut self) -> Vec<IpAddr> {
+    pub(crate) fn take_unannounced(&mut self) -> Vec<IpAddr> {
         self.books.take_again()
     }
 

@@ -53,8 +53,8 @@ async fn shrinking(
         tokio::time::sleep(SHRINKS_AFTER).await;
         fed.arena().set_path_mtu(Some(1300))
     };
-    let (said, shrunk) = tokio::join!(transfer, shrink);
-    shrunk?;
+    let (said, done) = tokio::join!(transfer, shrink);
+    done?;
     let result: Throughput = serde_json::from_str(&said?.success()?)?;
     eprintln!(
         "      {verb} {target}: {} bytes in {:.1} s",
