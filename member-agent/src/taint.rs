@@ -40,9 +40,9 @@ fn may_come(node: &Node, egress: Option<&EgressNode>, head: Option<&EgressPlanSp
             && c.observed_generation == current
     });
     // Off is what the operator wants; Open isn't.
-    let held = status.first_packets.is_some_and(|f| f != FirstPackets::Open);
+    let holds = status.first_packets.is_some_and(|f| f != FirstPackets::Open);
     let same_life = incarnation(node).is_some_and(|i| egress.spec.incarnation == Some(i));
-    programmed && held && same_life && current.is_some()
+    programmed && holds && same_life && current.is_some()
 }
 
 /// What [`run`] looks at.

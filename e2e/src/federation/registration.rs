@@ -18,7 +18,7 @@ impl Federation {
             serde_json::from_str(&cluster.kubectl(&["get", "node", node, "-o", "json"]).await?)?;
         let taint = json!([{"key": STARTUP_TAINT, "effect": "NoSchedule"}]);
         let machine = self.node(node)?;
-        let with_taint = format!("sed -i '0,/{{/s//{{\"registerWithTaints\": {taint},/' {KUBELET}");
+        let with_taint = format!("sed -i '0,/{{/s|{{|{{\"registerWithTaints\": {taint},|' {KUBELET}");
         machine.exec(&["sh", "-c", &with_taint]).await?.success()?;
         cluster.kubectl(&["delete", "node", node]).await?;
         machine.kill("kubelet")?;

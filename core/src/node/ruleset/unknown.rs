@@ -24,8 +24,8 @@ impl Parts<'_> {
     }
 
     pub(super) fn unknown() -> Vec<String> {
-        // It began when its pod was known; a pod that is being deleted is no longer, and may end what it began.
-        let mut rules = vec!["ct state established,related return".to_owned()];
+        // Also what belongs to a connection: it may be that of the address's last pod, whose port the next one hit upon.
+        let mut rules = Vec::new();
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!("{header} daddr @local{suffix} return"));
         }

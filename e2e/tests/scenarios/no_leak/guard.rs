@@ -1,5 +1,7 @@
 //! Where nothing can be chained, the guard.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use spillway_e2e::federation::Federation;
@@ -42,14 +44,14 @@ pub(crate) async fn a_network_that_cant_be_chained_is_guarded(fed: &Federation) 
         ensure!(why.contains("10-arena.conflist"), "it doesn't say why: {why}");
         fed.guarded(NODE, true).await?;
 
-        let selected = story.crowd("selected", "app=billing", 30, &[NODE], 100).await?;
+        let selected = story.crowd("selected", "app=billing", 30, &[NODE], 200).await?;
         selected.ended(CROWD).await?;
         selected.arrivals()?.only_from(&[EIP])?;
         selected.all_arrive_from(EIP, CROWD).await?;
         let dropped = fed.dropped_by_the_guard(NODE).await?.unwrap_or_default();
         ensure!(dropped > 0, "nothing was sent too early, so this shows nothing");
         eprintln!("    the guard dropped {dropped} packets of 30 pods");
-        let others = story.crowd("others", "app=other", 10, &[NODE], 100).await?;
+        let others = story.crowd("others", "app=other", 10, &[NODE], 200).await?;
         others.ended(CROWD).await?;
         others.arrivals()?.only_from(&[&node_address])?;
         others.all_arrive_from(&node_address, CROWD).await?;
@@ -97,23 +99,29 @@ pub(crate) async fn pods_start_while_the_chain_is_rewritten(fed: &Federation) ->
     story.programmed("bank").await?;
     fed.cni_chained(NODE).await?;
     let network = network(fed).await?;
-    let machine = fed.node(NODE)?;
-    // Without pauses of the test's own: the file is without the plugin for as long as the agent takes.
-    let script =
-        format!("while true; do echo '{network}' > {FILE}.new && mv {FILE}.new {FILE}; sleep 0.05; done");
-    let command = ["sh", "-c", script.as_str()];
-    let forever = machine.exec(&command);
     let crowd = async {
-        let crowd = story.crowd("crowd", "app=billing", 40, &[NODE], 100).await?;
+        // For so long that on a busy machine each is known before it ends.
+        let crowd = story.crowd("crowd", "app=billing", 40, &[NODE], 300).await?;
         crowd.ended(CROWD).await?;
         crowd.arrivals()?.only_from(&[EIP])?;
-        crowd.all_arrive_from(EIP, CROWD).await
+        crowd.all_arrive_from(EIP, Duration::from_secs(1)).await
     };
-    tokio::select! {
-        output = forever => anyhow::bail!("nobody rewrites the file any more: {output:?}"),
-        outcome = crowd => outcome?,
-    }
+    let outcome: Result<()> = tokio::select! {
+        outcome = rewrite_for_ever(fed, &network) => outcome,
+        outcome = crowd => outcome,
+    };
     fed.cni_chained(NODE).await?;
+    outcome?;
     fed.guarded(NODE, false).await?;
     story.end().await
+}
+
+/// As short commands, none of which is left behind.
+async fn rewrite_for_ever(fed: &Federation, network: &str) -> Result<()> {
+    let machine = fed.node(NODE)?;
+    let rewrite = format!("echo '{network}' > {FILE}.new && mv {FILE}.new {FILE}");
+    loop {
+        machine.exec(&["sh", "-c", &rewrite]).await?.success()?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
