@@ -86,8 +86,9 @@ fn finish(kind: &str, name: &str, make: impl FnOnce(&mut Vec<String>) -> Result<
     let mut notes = Vec::new();
     let object = match make(&mut notes) {
         Ok(object) => Some(object),
+        // What would have been different is of no interest then.
         Err(why) => {
-            notes.insert(0, why);
+            notes = vec![why];
             None
         }
     };

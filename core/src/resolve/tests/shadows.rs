@@ -1,5 +1,5 @@
 //! What is said of policies that take others' packets. That nothing untrue is said is a property in
-//! `core/tests/total_order.rs`.
+//! `core/tests/total_order`.
 
 use spillway_crds::hub::Sources;
 use spillway_crds::{Operator, Requirement};
