@@ -65,7 +65,7 @@ fn read(message: RuleMessage) -> Held {
             RuleAttribute::Destination(address) => to = Some(*address),
             RuleAttribute::IpProtocol(IpProtocol::Udp) => udp = true,
             RuleAttribute::DestinationPortRange(range) if range.start == range.end => {
-                port = Some(range.start)
+                port = Some(range.start);
             }
             RuleAttribute::SuppressPrefixLen(u32::MAX)
             | RuleAttribute::SuppressIfGroup(u32::MAX)

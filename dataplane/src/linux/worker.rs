@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ipnet::IpNet;
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
@@ -249,8 +248,7 @@ impl Worker {
             return Ok(done);
         }
         let mut failures = Vec::new();
-        let (old, new) = (shape(held), shape(desired));
-        if old == new {
+        if same_devices(held, desired) {
             if let (Some(steering), Some(wanted)) = (&held.steering, &desired.steering)
                 && steering != wanted
             {
@@ -344,6 +342,7 @@ impl Worker {
             self.steer(Some(steering), done, failures).await;
         }
         if let Some(wanted) = &desired.wireguard {
+            self.links.clone_from(&links);
             self.encrypt(wanted, done, failures).await;
             match link::observe(&mut self.route) {
                 Ok(fresh) => links = fresh,
@@ -402,7 +401,14 @@ impl Worker {
             ));
             return;
         };
-        let held = driver.held();
+        let mut held = driver.held();
+        // Somebody deleted it, and its driver may not have noticed yet.
+        if held.is_some() && !self.links.contains_key(&wanted.name) {
+            held = None;
+            if let Err(error) = driver.remove().await {
+                failures.push(error);
+            }
+        }
         if held.as_ref() == Some(wanted) {
             return;
         }
@@ -416,7 +422,10 @@ impl Worker {
     /// looked at.
     fn wireguard_changes(&self, links: &BTreeMap<String, Link>, wanted: Option<&WireGuardDevice>) -> Changes {
         match &self.wireguard {
-            Some(driver) => wireguard::changes(driver.held().as_ref(), wanted),
+            Some(driver) => {
+                let held = driver.held().filter(|held| links.contains_key(&held.name));
+                wireguard::changes(held.as_ref(), wanted)
+            }
             None => wireguard::changes(wanted.filter(|w| links.contains_key(&w.name)), wanted),
         }
     }
@@ -523,11 +532,15 @@ fn first_or_last(table: Changes, wanted: bool) -> (Changes, Changes) {
     }
 }
 
-/// What mustn't change for the difference between two states to be written without a look at the kernel.
-fn shape(state: &DesiredState) -> (Option<&TunnelDevice>, bool, Option<(&str, u16, u32, IpNet)>) {
-    let wireguard = state.wireguard.as_ref();
-    let wireguard = wireguard.map(|w| (w.name.as_str(), w.port, w.mtu, w.address));
-    (state.tunnel.as_ref(), state.steering.is_some(), wireguard)
+/// Whether the two have the same devices, so that the difference between them can be written without a look at the kernel.
+fn same_devices(a: &DesiredState, b: &DesiredState) -> bool {
+    let wireguard = |state: &DesiredState| {
+        state.wireguard.clone().map(|device| WireGuardDevice {
+            peers: BTreeMap::new(),
+            ..device
+        })
+    };
+    a.tunnel == b.tunnel && a.steering.is_some() == b.steering.is_some() && wireguard(a) == wireguard(b)
 }
 
 /// Whether the two differ in nothing but the tables with the guards.

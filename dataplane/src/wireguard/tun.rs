@@ -11,6 +11,7 @@ use std::sync::Arc;
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use nix::libc;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
@@ -85,7 +86,8 @@ impl IpRecv for Tun {
     ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
         let mut packets = Vec::new();
         while packets.is_empty() {
-            let mut ready = self.file.readable().await?;
+            // A device that was deleted is an error and nothing to read.
+            let mut ready = self.file.ready(Interest::READABLE | Interest::ERROR).await?;
             while packets.len() < BURST {
                 let mut packet = pool.get();
                 match ready.try_io(|file| file.get_ref().read(&mut packet)) {

@@ -150,9 +150,10 @@ impl Tunnel {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut waiting = None;
         loop {
-            let command = match waiting.take() {
-                Some(command) => command,
-                None => tokio::select! {
+            let command = if let Some(command) = waiting.take() {
+                command
+            } else {
+                tokio::select! {
                     command = commands.recv() => match command {
                         Some(command) => command,
                         None => break,
@@ -162,7 +163,7 @@ impl Tunnel {
                         self.stop().await;
                         continue;
                     }
-                },
+                }
             };
             match command {
                 Command::Apply(wanted, answer) => {
@@ -218,12 +219,11 @@ impl Tunnel {
         {
             self.stop().await;
         }
-        let fresh = match &mut self.live {
-            Some(live) => live.change(&wanted).await?,
-            None => {
-                self.live = Some(Live::start(&self.key, &wanted).await?);
-                callable(&wanted.peers)
-            }
+        let fresh = if let Some(live) = &mut self.live {
+            live.change(&wanted).await?
+        } else {
+            self.live = Some(Live::start(&self.key, &wanted).await?);
+            callable(&wanted.peers)
         };
         self.held.send_replace(Some(wanted));
         Ok(fresh)

@@ -100,7 +100,7 @@ impl Parts<'_> {
     }
 
     /// What enters WireGuard: the tunnel's packets and nothing else.
-    pub(super) fn into_wireguard(&self) -> Option<Vec<String>> {
+    pub(super) fn wireguard_exit(&self) -> Option<Vec<String>> {
         let Words {
             family,
             suffix,

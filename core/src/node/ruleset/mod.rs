@@ -135,7 +135,7 @@ impl Parts<'_> {
         }
         for (name, rules) in [
             ("raw_wireguard", self.raw_wireguard()),
-            ("into_wireguard", self.into_wireguard()),
+            ("into_wireguard", self.wireguard_exit()),
         ] {
             if let Some(rules) = rules {
                 plain(name.into(), rules);
