@@ -1,6 +1,7 @@
 //! What the hub is told: this cluster's nodes and how far they have come with the plan.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -22,6 +23,9 @@ use crate::uplink::MemberReport;
 /// A node with this label (and any value but `false`) carries no gateway.
 pub(crate) const CORDON_LABEL: &str = "spillway.io/cordon";
 
+/// Node annotation with the `address:port` at which other partitions reach the node's WireGuard.
+const ENDPOINT_ANNOTATION: &str = "spillway.io/endpoint";
+
 /// Longest message of a node, in characters.
 const MAX_MESSAGE: usize = 1024;
 
@@ -40,6 +44,14 @@ fn cordoned(node: &Node) -> bool {
 /// Digest of the plan in the node's kernel.
 pub(crate) fn programmed(node: &EgressNode) -> Option<Digest> {
     node.status.as_ref()?.programmed.as_deref()?.parse().ok()
+}
+
+/// What the annotation says.
+fn endpoint(node: &Node) -> Option<Result<SocketAddr, String>> {
+    let text = node.annotations().get(ENDPOINT_ANNOTATION)?;
+    Some(text.parse().map_err(|_| {
+        format!("annotation {ENDPOINT_ANNOTATION}: {text:?} is no address:port, such as 198.51.100.1:5713 or [2001:db8::1]:5713")
+    }))
 }
 
 fn describe(name: &str, node: &Node, egress: Option<&EgressNode>) -> MemberNode {
@@ -61,7 +73,7 @@ fn describe(name: &str, node: &Node, egress: Option<&EgressNode>) -> MemberNode 
     } else if !agent {
         "the node's agent isn't running".into()
     } else {
-        String::new()
+        endpoint(node).and_then(Result::err).unwrap_or_default()
     };
     MemberNode {
         name: name.into(),
@@ -73,6 +85,7 @@ fn describe(name: &str, node: &Node, egress: Option<&EgressNode>) -> MemberNode 
         features: status.map(|s| s.features.clone()).unwrap_or_default(),
         held: status.map(|s| s.held.clone()).unwrap_or_default(),
         port_use: status.map(|s| s.port_use.clone()).unwrap_or_default(),
+        endpoint: endpoint(node).and_then(Result::ok).map(|e| e.to_string()),
         wireguard: status.and_then(|s| s.wireguard.clone()),
         programmed: egress.and_then(programmed).map(|d| d.to_string()),
         message: message.chars().take(MAX_MESSAGE).collect(),
@@ -294,5 +307,23 @@ mod tests {
             "no VXLAN driver"
         );
         assert!(built([node("a", true)], []).nodes[0].message.contains("overlay"));
+    }
+
+    #[test]
+    fn an_endpoint_is_reported_and_a_wrong_one_is_named() {
+        let with = |text: &str| {
+            let mut node = node("a", true);
+            let annotation = (ENDPOINT_ANNOTATION.to_owned(), text.to_owned());
+            node.1.metadata.annotations = Some([annotation].into());
+            built([node], [egress("a", None)]).nodes.remove(0)
+        };
+        assert_eq!(
+            with("[2001:db8::1]:7000").endpoint.as_deref(),
+            Some("[2001:db8::1]:7000")
+        );
+        let wrong = with("gateway.example.net:7000");
+        assert_eq!(wrong.endpoint, None);
+        assert!(wrong.message.contains("gateway.example.net"), "{wrong:?}");
+        assert!(wrong.ready, "the node is as good as before");
     }
 }

@@ -108,7 +108,9 @@ impl Peers {
         for peer in self.others() {
             let Some(keys) = &peer.keys else { continue };
             let to = |address| WireGuardPeer {
-                endpoint: SocketAddr::new(peer.underlay, plan.member.tunnel.wireguard_port),
+                endpoint: peer
+                    .endpoint
+                    .unwrap_or_else(|| SocketAddr::new(peer.underlay, plan.member.tunnel.wireguard_port)),
                 address,
                 keepalive: if address.is_some() { KEEPALIVE } else { 0 },
             };
@@ -182,8 +184,9 @@ impl Peers {
             .filter(|p| p.keys.is_none())
             .map(|p| p.remote)
             .collect();
+        let own = self.own_underlay();
         let all = self.others().filter(|p| p.keys.is_some()).map(|p| p.underlay);
         all.chain(self.waiting.iter().map(|w| w.underlay))
-            .filter(move |a| !plain.contains(a))
+            .filter(move |a| !plain.contains(a) && Some(*a) != own)
     }
 }

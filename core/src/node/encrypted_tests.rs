@@ -165,6 +165,32 @@ fn an_underlay_address_that_two_partitions_have_stays_open_for_the_one_in_the_cl
     assert_eq!(ruleset.sets["encrypted4"].elements.len(), 1);
 }
 
+#[test]
+fn a_published_endpoint_is_called_instead_and_tells_equal_addresses_apart() {
+    let mut inputs = encrypted(fixtures::stateless_source());
+    let nodes = &mut inputs.plan.as_mut().expect("a plan").peers[0].nodes;
+    nodes[0].underlay.ipv4 = Some("10.0.0.1".into());
+    let own_address = compile(&inputs);
+    assert_eq!(
+        remotes(&own_address).len(),
+        1,
+        "a node at this node's own address can't be called there"
+    );
+    let nodes = &mut inputs.plan.as_mut().expect("a plan").peers[0].nodes;
+    nodes[0].endpoint = Some("198.51.100.1:7000".into());
+    let state = compile(&inputs);
+    nft_accepts(&state);
+    assert_eq!(remotes(&state).len(), 2);
+    let device = state.wireguard.expect("a device");
+    let endpoints: BTreeSet<String> = device.peers.values().map(|p| p.endpoint.to_string()).collect();
+    assert_eq!(
+        endpoints,
+        ["198.51.100.1:7000", "10.0.0.12:5713"].map(str::to_owned).into()
+    );
+    let exposed = &state.ruleset.expect("a table").sets["exposed4"];
+    assert_eq!(exposed.elements.len(), 1, "this node's own address is no peer's");
+}
+
 proptest! {
     /// Whoever has told of which key, right or wrong: the tunnel sends nothing to an underlay address, and WireGuard has
     /// no address twice.

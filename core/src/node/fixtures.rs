@@ -92,6 +92,7 @@ fn peer(name: &str, id: u8) -> PlannedPeerSpec {
             name: format!("{name}-1"),
             overlay: node.overlay,
             underlay: node.underlay,
+            endpoint: None,
             public_keys: Vec::new(),
         }],
     }
@@ -332,6 +333,7 @@ fn stateless(mut inputs: NodeInputs) -> NodeInputs {
                 name: "b-2".into(),
                 overlay: second.overlay,
                 underlay: second.underlay,
+                endpoint: None,
                 public_keys: Vec::new(),
             });
         }

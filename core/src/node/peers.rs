@@ -1,7 +1,7 @@
 //! The tunnel device and the nodes at its far ends.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
@@ -49,6 +49,8 @@ pub(super) struct Peer {
     /// address, to which WireGuard leads.
     pub(super) remote: IpAddr,
     pub(super) underlay: IpAddr,
+    /// Where its WireGuard is reached, if not at its underlay address.
+    pub(super) endpoint: Option<SocketAddr>,
     pub(super) mac: [u8; 6],
     /// Its keys, where the path is encrypted.
     pub(super) keys: Option<Keys>,
@@ -102,6 +104,7 @@ impl Peers {
             node: NodeRef::new(&plan.member.member, name),
             overlay: &spec.overlay,
             underlay: &spec.underlay,
+            endpoint: None,
             keys: plan
                 .member
                 .encrypted
@@ -113,6 +116,7 @@ impl Peers {
                 node: NodeRef::new(&p.member, &n.name),
                 overlay: &n.overlay,
                 underlay: &n.underlay,
+                endpoint: n.endpoint.as_ref().and_then(|e| e.parse().ok()),
                 keys: p.encrypted.then_some(n.public_keys.as_slice()),
             })
         });
@@ -171,6 +175,11 @@ impl Peers {
             waiting,
             wireguard_mtu,
         }
+    }
+
+    /// This node's underlay address.
+    pub(super) fn own_underlay(&self) -> Option<IpAddr> {
+        self.own.as_ref().map(|own| own.local)
     }
 
     /// Family of the underlay.
@@ -266,6 +275,8 @@ pub(super) struct End<'a> {
     pub(super) node: NodeRef,
     overlay: &'a AddressPair,
     underlay: &'a AddressPair,
+    /// Where its WireGuard is reached, if not there.
+    endpoint: Option<SocketAddr>,
     /// Its public keys, where the path must be encrypted.
     pub(super) keys: Option<&'a [String]>,
 }
@@ -290,6 +301,7 @@ fn peer(
         overlay,
         remote,
         underlay,
+        endpoint: end.endpoint,
         mac,
         mtu: match keys {
             Some(_) => wireguard_mtu - VXLAN.of(Family::of(underlay)),

@@ -1,6 +1,7 @@
 //! Who gets what: each member's plan holds what concerns its own pods and its own gateway nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use spillway_crds::hub::{MemberNode, Translation, WireGuardStatus};
 use spillway_crds::member::{
@@ -229,11 +230,19 @@ impl<'a> Maker<'a, '_> {
 
     fn peer(&self, member: &str, name: &str, nodes: BTreeMap<&str, &MemberNode>) -> PlannedPeerSpec {
         let encrypted = self.encrypted.between(member, name);
+        let partition = |member: &str| &self.federation.members[member].partition;
+        let elsewhere = partition(member) != partition(name);
         PlannedPeerSpec {
             member: name.into(),
-            partition: self.federation.members[name].partition.clone(),
+            partition: partition(name).clone(),
             encrypted,
-            nodes: nodes.into_values().map(|n| peer_node(n, encrypted)).collect(),
+            nodes: nodes
+                .into_values()
+                .map(|n| PeerNode {
+                    endpoint: endpoint(n).filter(|_| encrypted && elsewhere),
+                    ..peer_node(n, encrypted)
+                })
+                .collect(),
         }
     }
 }
@@ -245,11 +254,18 @@ fn peer_node(node: &MemberNode, encrypted: bool) -> PeerNode {
         name: node.name.clone(),
         overlay: canonical(&node.overlay),
         underlay: canonical(&node.underlay),
+        endpoint: None,
         public_keys: match &node.wireguard {
             Some(wireguard) if encrypted => public_keys(wireguard),
             _ => Vec::new(),
         },
     }
+}
+
+/// What a member reported as endpoint, if it is one.
+fn endpoint(node: &MemberNode) -> Option<String> {
+    let endpoint = node.endpoint.as_ref()?.parse::<SocketAddr>().ok()?;
+    Some(endpoint.to_string())
 }
 
 /// What a member reported that is a key: the API server of no other member may refuse a plan for it.

@@ -199,6 +199,10 @@ pub struct MemberNode {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8192))]
     pub port_use: Vec<PortUse>,
+    /// `address:port` at which nodes of other partitions reach the node's WireGuard, where its own addresses won't do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub endpoint: Option<String>,
     /// The node's end of encrypted paths. Absent before its agent has made a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wireguard: Option<WireGuardStatus>,

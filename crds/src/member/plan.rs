@@ -333,6 +333,10 @@ pub struct PeerNode {
     pub overlay: AddressPair,
     /// Addresses that the tunnel's packets are sent to.
     pub underlay: AddressPair,
+    /// `address:port` at which this member reaches its WireGuard; its underlay address and the usual port where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub endpoint: Option<String>,
     /// WireGuard public keys in base64, the one in use first; where the path must be encrypted. Empty until the node
     /// has told of one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

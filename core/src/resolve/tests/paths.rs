@@ -77,3 +77,18 @@ fn of_two_gateways_on_one_path_the_stricter_decides() {
         .push(policy("strict", &[("name", "shop")], &["strict"]));
     assert_eq!(demanded(state), [true, true, false, true]);
 }
+
+#[test]
+fn a_published_endpoint_is_for_other_partitions() {
+    let called = |partitions| {
+        let mut state = state(partitions, Always, None);
+        for node in state.members.iter_mut().flat_map(|m| &mut m.nodes) {
+            node.endpoint = Some("198.51.100.1:7000".into());
+        }
+        let resolution = settle(&mut state);
+        let peer = peer(&resolution, "shop", "fra-1").expect("a peer");
+        peer.nodes.iter().all(|n| n.endpoint.is_some())
+    };
+    assert!(called(["west", "east"]));
+    assert!(!called(["west", "west"]));
+}
