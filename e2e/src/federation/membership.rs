@@ -75,7 +75,11 @@ impl Federation {
     }
 
     async fn token_with(&self, member: &str, labels: &[&str], ttl: &str) -> Result<Token> {
-        let mut args = vec!["token", "create", member, "--ttl", ttl];
+        let partition = match self.cluster(member)?.plan()?.spec.partition {
+            1 => "default".to_owned(),
+            n => format!("partition-{n}"),
+        };
+        let mut args = vec!["token", "create", member, "--ttl", ttl, "--partition", &partition];
         for label in labels {
             args.extend(["--label", label]);
         }

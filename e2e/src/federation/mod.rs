@@ -3,6 +3,7 @@
 //!
 //! [`Shape`] says which clusters and gateways there are. All clusters have the same pod and service ranges.
 
+mod capture;
 mod cni;
 mod crowd;
 mod daemons;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
 
+pub use capture::{Capture, Captured};
 pub use cni::Down;
 pub use crowd::{Arrivals, Crowd};
 pub use daemons::Frozen;

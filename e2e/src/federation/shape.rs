@@ -24,6 +24,14 @@ pub enum Shape {
     /// c-n1 (egress)                   member c   ┘ spare (50-59) is c's, span (40-49) is both's
     /// ```
     Failover,
+    /// A gateway in one partition, its users in another.
+    ///
+    /// ```text
+    /// hub-n1                  partition 1: the hub
+    /// a-n1, a-n2 (egress)     partition 1: member a; a-n2 is gateway frankfurt (203.0.113.10-19)
+    /// b-n1                    partition 2: member b
+    /// ```
+    Partitions,
 }
 
 const STANDARD: &str = "
@@ -40,6 +48,15 @@ metadata: {name: vienna}
 spec:
   nodes: [{member: b, selector: {matchLabels: {egress: 'true'}}}]
   addresses: {ipv4: [203.0.113.20-203.0.113.29], ipv6: ['2001:db8:113::20-2001:db8:113::29']}
+";
+
+const PARTITIONS: &str = "
+apiVersion: spillway.io/v1alpha1
+kind: EgressGateway
+metadata: {name: frankfurt}
+spec:
+  nodes: [{member: a, selector: {matchLabels: {egress: 'true'}}}]
+  addresses: {ipv4: [203.0.113.10-203.0.113.19], ipv6: ['2001:db8:113::10-2001:db8:113::19']}
 ";
 
 const FAILOVER: &str = "
@@ -92,6 +109,13 @@ impl Shape {
                 enforced(member("b", 2, &[1, 2])),
                 enforced(member("c", 1, &[1])),
             ],
+            Self::Partitions => {
+                let elsewhere = ClusterSpec {
+                    partition: 2,
+                    ..member("b", 1, &[])
+                };
+                vec![hub, member("a", 2, &[2]), elsewhere]
+            }
         };
         ArenaSpec {
             name: name.to_owned(),
@@ -104,6 +128,7 @@ impl Shape {
         match self {
             Self::Standard => STANDARD,
             Self::Failover => FAILOVER,
+            Self::Partitions => PARTITIONS,
         }
     }
 
@@ -112,6 +137,7 @@ impl Shape {
         match self {
             Self::Standard => name.to_owned(),
             Self::Failover => format!("{name}-fo"),
+            Self::Partitions => format!("{name}-pa"),
         }
     }
 }

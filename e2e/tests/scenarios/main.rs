@@ -8,6 +8,7 @@
 //! | `no-leak` | the same federation: pods whose first act is to send |
 //! | `failover` | a federation with gateways of several nodes: connections live through every fault of them |
 //! | `network-policy` | a federation with a gateway of several nodes, and a real enforcer of NetworkPolicy |
+//! | `partitions` | a gateway in one partition and a member in another |
 //!
 //! The scenarios of groups `federation` and `no-leak` share one: it comes up with the first that runs and goes down after
 //! the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
@@ -18,6 +19,7 @@ mod failover;
 mod federation;
 mod network_policy;
 mod no_leak;
+mod partitions;
 mod shared;
 
 use std::process::ExitCode;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         no_leak::scenarios(),
         failover::scenarios(),
         network_policy::scenarios(),
+        partitions::scenarios(),
     ]
     .into_iter()
     .flatten()

@@ -470,6 +470,7 @@ impl World {
                 overlay: spec(n).overlay,
                 underlay: spec(n).underlay,
                 public_keys: Vec::new(),
+                endpoint: None,
             })
             .collect();
         let gateway = &mut plan.gateways[0];
