@@ -42,7 +42,7 @@ pub(crate) struct Settings {
 }
 
 /// Whether a copy was read.
-fn synced<K>(mirror: &Mirror<K>) -> Box<dyn Fn() -> bool + Send + Sync>
+fn synced<K>(mirror: &Mirror<K>) -> health::Synced
 where
     Mirror<K>: Clone + Send + Sync + 'static,
 {

@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use spillway_telemetry::Health;
 
+/// Whether a copy was read.
+pub(crate) type Synced = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// Health that is ready once each of `synced` answers yes, and `loaded` was set.
-pub(crate) fn health(
-    synced: Vec<(&'static str, Box<dyn Fn() -> bool + Send + Sync>)>,
-    loaded: Arc<AtomicBool>,
-) -> Health {
+pub(crate) fn health(synced: Vec<(&'static str, Synced)>, loaded: Arc<AtomicBool>) -> Health {
     Health::new()
         .ready(move || {
             let missing: Vec<_> = synced

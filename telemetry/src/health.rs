@@ -126,11 +126,10 @@ mod tests {
         let dog = Watchdog::new("loop", Duration::ZERO);
         assert_eq!(dog.check(), Ok(()));
         let working = dog.work();
-        let looks = (0..1_000).map(|_| {
+        let stuck = (0..1_000).find_map(|_| {
             std::thread::sleep(Duration::from_millis(1));
-            dog.check()
+            dog.check().err()
         });
-        let stuck = looks.filter_map(Result::err).next();
         assert!(stuck.expect("stuck").contains("loop"));
         drop(working);
         assert_eq!(dog.check(), Ok(()));

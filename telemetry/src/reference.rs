@@ -6,6 +6,9 @@ use crate::book::{Book, Entry};
 use crate::process::Process;
 use crate::{hub, member, node};
 
+/// A daemon: its name, where its metrics are, what declares them.
+type Part = (&'static str, &'static str, fn(&mut Book));
+
 /// The whole page.
 pub fn reference() -> String {
     let mut out = String::from(
@@ -15,7 +18,7 @@ pub fn reference() -> String {
          unless they say something else. Labels never hold names of pods, namespaces, nodes or policies; what bounds the \
          number of a metric's series stands in the last column.\n",
     );
-    let parts: [(&str, &str, fn(&mut Book)); 3] = [
+    let parts: [Part; 3] = [
         ("Hub", "Each replica, at `/metrics` of port 8080.", |book| {
             hub::HubMetrics::new(book);
         }),

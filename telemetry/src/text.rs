@@ -93,7 +93,7 @@ pub fn parse(text: &str) -> Result<Scrape, String> {
         let sample = sample(line).ok_or_else(|| wrong("no sample"))?;
         let (name, kind) = family.as_ref().ok_or_else(|| wrong("a sample before its type"))?;
         let fits = |suffix: &&str| sample.name.strip_suffix(*suffix) == Some(name);
-        if !suffixes(kind).unwrap_or_default().iter().any(|s| fits(s)) {
+        if !suffixes(kind).unwrap_or_default().iter().any(fits) {
             return Err(wrong("a sample that isn't of the family before it"));
         }
         if kind == "counter" && (sample.value < 0.0 || sample.value.is_nan()) {

@@ -37,7 +37,7 @@ pub(super) async fn hub(cluster: &Cluster) -> Vec<Finding> {
         Ok(None) => {}
         Err(failure) => out.push(Finding::unread("version of the hub", &failure)),
     }
-    out.extend(members.iter().flat_map(behind));
+    out.extend(members.iter().filter_map(behind));
     out
 }
 

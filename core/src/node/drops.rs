@@ -172,14 +172,15 @@ mod tests {
 
     #[test]
     fn a_chain_that_drops_for_several_reasons_tells_them_apart() {
+        use DropReason::{
+            Forged, Invalid, Inward, Leak, NoConnection, OtherIdentity, TunnelExit, Ungranted,
+            UnsupportedProtocol,
+        };
+
         let state = compile(&fixtures::stateless_both());
         let reasons = |wanted: &str| -> Vec<_> {
             let all = dropping(&state).filter(|d| d.chain == wanted);
             all.map(|d| d.reason).collect()
-        };
-        use DropReason::{
-            Forged, Invalid, Inward, Leak, NoConnection, OtherIdentity, TunnelExit, Ungranted,
-            UnsupportedProtocol,
         };
         assert_eq!(
             reasons("arrive"),
