@@ -8,6 +8,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spillway
 export PATH := $(HOME)/.cargo/bin:$(CACHE)/tools/bin:/usr/local/go/bin:$(PATH)
 CARGO_DENY_VERSION := 0.20.2
 SCENARIO ?=
+# Always the whole workspace: cargo compiles dependencies anew, with other features, for each other choice of packages.
 # Namespaces, mounts and real kernels need root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
@@ -31,8 +32,7 @@ check: tools toolbox ## Format, clippy, dependency rules, generated files
 
 .PHONY: unit
 unit: toolbox ## Unit and property tests; those of the data path run against this machine's kernel, in own namespaces
-	$(AS_ROOT) cargo test --workspace --exclude spillway-e2e
-	$(AS_ROOT) cargo test -p spillway-e2e --lib --bins
+	$(AS_ROOT) cargo test --workspace
 
 .PHONY: docs
 docs: ## Build the API documentation; a broken link is an error
@@ -40,7 +40,7 @@ docs: ## Build the API documentation; a broken link is an error
 
 .PHONY: e2e
 e2e: build ## Scenarios on real clusters; SCENARIO=name or SCENARIO=group picks some
-	$(AS_ROOT) cargo test -p spillway-e2e --test scenarios -- $(SCENARIO)
+	$(AS_ROOT) cargo test --workspace --test scenarios -- $(SCENARIO)
 
 .PHONY: bench
 bench: build ## Measure convergence and throughput; prints a table and writes target/bench.json
@@ -56,7 +56,7 @@ generate: toolbox ## Write CRDs, manifests and reference docs anew from the code
 
 .PHONY: toolbox
 toolbox: ## Install Debian packages and build Kubernetes, etcd, containerd and Helm where they are missing
-	cargo build --quiet -p spillway-e2e --bin arena
+	cargo build --quiet --workspace --bin arena
 	$(AS_ROOT) target/debug/arena toolbox
 
 .PHONY: tools

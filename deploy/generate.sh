@@ -27,7 +27,7 @@ helm=$(find_helm)
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 mkdir -p "$out/crds/yaml" "$out/docs/reference"
-cargo build --quiet -p spillway-crds --example crdgen -p spillway-telemetry --example metrics -p spillway-cli --bin spillway
+cargo build --quiet --workspace --example crdgen --example metrics --bin spillway
 target=${CARGO_TARGET_DIR:-target}/debug
 
 for side in hub member; do
