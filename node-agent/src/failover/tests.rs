@@ -100,6 +100,27 @@ async fn what_is_taken_over_has_a_reason_and_what_was_there_has_none() {
 }
 
 #[tokio::test]
+async fn what_is_held_is_announced_once_more_when_a_colleague_dies() {
+    let (mut failover, _orders, view) = Failover::apart();
+    view.send_modify(|v| v.liveness = alive());
+    let mut inputs = two();
+    failover.prepare(&two(), &mut inputs);
+    failover.done(&inputs, Some(&held()));
+    assert!(failover.take_unannounced().is_empty());
+    view.send_modify(|v| {
+        let b2 = fixtures::node_ref("b", "b-2");
+        v.liveness.alive.remove(&b2);
+        v.liveness.dead.insert(b2);
+    });
+    let before = inputs;
+    let mut inputs = two();
+    failover.prepare(&before, &mut inputs);
+    failover.done(&inputs, Some(&held()));
+    assert_eq!(failover.take_unannounced(), [EIP]);
+    assert!(failover.take_unannounced().is_empty(), "once");
+}
+
+#[tokio::test]
 async fn an_ending_agent_waits_for_its_successor_but_not_for_ever() {
     let (mut failover, orders, view) = Failover::apart();
     // No gateway: nobody minds.
