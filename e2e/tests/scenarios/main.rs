@@ -10,8 +10,8 @@
 //! | `network-policy` | a federation with a gateway of several nodes, and a real enforcer of NetworkPolicy |
 //! | `partitions` | a gateway in one partition and a member in another |
 //!
-//! The scenarios of groups `federation` and `no-leak` share one: it comes up with the first that runs and goes down after
-//! the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
+//! The scenarios of groups `federation` and `no-leak` share one, those of `failover` and `network-policy` another: it comes
+//! up with the first that runs and goes down after the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
 
 mod api;
 mod arena;
