@@ -227,6 +227,18 @@ fn member_line(member: &Member, problems: &mut Vec<Problem>) -> MemberLine {
             "",
         ));
     }
+    for node in &status.nodes {
+        for path in node.wireguard.iter().flat_map(|w| &w.paths) {
+            problems.push(Problem::new(
+                format!("{object}, node {}", node.name),
+                format!(
+                    "the path to node {} must be encrypted and isn't yet, so nothing passes there: {}",
+                    path.peer, path.reason
+                ),
+                "both nodes must run their agents and reach each other at WireGuard's UDP port",
+            ));
+        }
+    }
     let plan = if status.plan.refusal.is_some() {
         "Refused"
     } else if status.plan.programmed.is_some() && status.plan.programmed == status.plan.acknowledged {
@@ -444,7 +456,7 @@ mod tests {
             {"apiVersion": "spillway.io/v1alpha1", "kind": "Member", "metadata": {"name": "fra-1"}, "spec": {"partition": "default"},
              "status": {"overlay": {"ipv4": "100.64.4.0/22"}, "agentVersion": "0.1.0",
                 "plan": {"acknowledged": "d1", "programmed": "d1"},
-                "nodes": [{"name": "n1", "ready": true}, {"name": "n2", "ready": false, "message": "nft: table is busy"}],
+                "nodes": [{"name": "n1", "ready": true, "wireguard": {"waiting": 1, "paths": [{"peer": "muc/n1", "reason": "its public key isn't known yet"}]}}, {"name": "n2", "ready": false, "message": "nft: table is busy"}],
                 "conditions": [condition("Connected", "True", "Connected", "")]}},
         ]))
         .expect("members");
