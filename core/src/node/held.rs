@@ -108,7 +108,11 @@ impl<'a> Taken<'a> {
                 );
             }
         }
-        for (node, remote) in peers.underlays() {
+        // Another partition may have this node's own address as well.
+        let others = peers
+            .underlays()
+            .filter(|(_, remote)| Some(*remote) != peers.own_underlay());
+        for (node, remote) in others {
             hosts.insert(remote, format!("the address of node {node}"));
         }
         for (node, spec) in &inputs.nodes {

@@ -125,10 +125,9 @@ impl Peers {
         let mut waiting = Vec::new();
         let mut found = Vec::new();
         for end in ends {
-            let Some(underlay) = Addresses::of(end.underlay)
-                .get(family)
-                .filter(|a| *a != own.local)
-            else {
+            // Another partition may have this node's own address as well: whoever can calls the other's endpoint.
+            let distinct = |a: &IpAddr| *a != own.local || end.keys.is_some();
+            let Some(underlay) = Addresses::of(end.underlay).get(family).filter(distinct) else {
                 continue;
             };
             let built = match own.overlay.get(family) {
