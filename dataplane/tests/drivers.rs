@@ -46,6 +46,7 @@ async fn what_is_applied_is_there_and_a_second_apply_writes_nothing() {
         "203.0.113.10 dev spillway0 scope link metric 50",
         "2001:db8:1::10 dev spillway0 metric 50",
         "20001:\tfrom all fwmark 0x1000000/0xff000000 lookup 5711001 proto 87",
+        "20000:\tfrom all to 100.64.0.0/10 ipproto udp dport 4799 lookup 5711000 proto 87",
         "203.0.113.10 dev eth0 proxy",
         "2001:db8:1::10 dev eth0 proxy",
         "10.1.0.5 : jump class_1",

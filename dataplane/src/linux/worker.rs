@@ -144,6 +144,7 @@ impl Worker {
                 tunnel.name.clone(),
                 Link {
                     index: u32::MAX,
+                    name: tunnel.name.clone(),
                     ..Link::default()
                 },
             );
