@@ -28,7 +28,17 @@ impl Federation {
         let wire = self.arena.plan().wire_netns();
         let file = NamedTempFile::new()?;
         let mut child = Command::new("ip")
-            .args(["netns", "exec", &wire, "tcpdump", "-Z", "root", "-s", "0", "-i"])
+            .args([
+                "netns",
+                "exec",
+                &wire,
+                "tcpdump",
+                "-Z",
+                "root",
+                "-U",
+                "--immediate-mode",
+                "-i",
+            ])
             .arg(format!("router-{partition}"))
             .arg("-w")
             .arg(file.path())
@@ -48,6 +58,11 @@ impl Federation {
 }
 
 impl Capture {
+    /// Whether `text` has been captured so far; what passed before it has been, too.
+    pub fn holds(&self, text: &str) -> Result<bool> {
+        Ok(holds(&std::fs::read(self.file.path())?, text))
+    }
+
     /// Ends it.
     pub fn stop(mut self) -> Result<Captured> {
         kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGINT)?;
@@ -68,7 +83,7 @@ impl Drop for Capture {
 impl Captured {
     /// Whether somebody who listens there could have read `text`.
     pub fn holds(&self, text: &str) -> bool {
-        self.bytes.windows(text.len()).any(|w| w == text.as_bytes())
+        holds(&self.bytes, text)
     }
 
     /// How many UDP packets had that destination port.
@@ -89,4 +104,8 @@ impl Captured {
             .filter(|l| !l.is_empty())
             .count())
     }
+}
+
+fn holds(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|w| w == text.as_bytes())
 }

@@ -56,11 +56,12 @@ pub(crate) async fn nothing_between_partitions_can_be_read(fed: &Federation) -> 
     pod.sends_udp_from(OUTSIDE, EIP).await?;
     // What no policy selects shows that the capture would have seen it.
     other.talk(OUTSIDE, "anybody-may-read-this", 5).await?;
+    eventually(PATIENCE, "the capture has what it should have", || async {
+        ensure!(capture.holds("anybody-may-read-this")?, "it hasn't yet");
+        Ok(())
+    })
+    .await?;
     let captured = capture.stop()?;
-    ensure!(
-        captured.holds("anybody-may-read-this"),
-        "the capture is worthless"
-    );
     ensure!(
         !captured.holds("nobody-may-read-this"),
         "the payload can be read between the partitions"
