@@ -19,6 +19,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "iproute2",
     "ipset",
     "iptables",
+    "iputils-ping",
     "kmod",
     "mount",
     "nftables",
