@@ -184,8 +184,12 @@ impl<'a> Policy<'a> {
                 .iter_mut()
                 .find(|f| f.message.starts_with(&format!("spec.{field}[")));
             if let Some(fault) = first.filter(|_| !some) {
-                fault.message +=
-                    &format!("; none of spec.{field} can be read, so spec.onUnavailable rules for {whom}");
+                fault.message.push_str("; none of spec.");
+                fault.message.push_str(field);
+                fault
+                    .message
+                    .push_str(" can be read, so spec.onUnavailable rules for ");
+                fault.message.push_str(whom);
             }
         }
         let to = Destinations {

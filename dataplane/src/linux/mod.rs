@@ -184,7 +184,7 @@ impl Actor {
         Ok((
             Self {
                 worker,
-                table: table.to_owned(),
+                table,
                 drift,
                 applied: None,
                 told: None,
