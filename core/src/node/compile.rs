@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use spillway_crds::address::PrefixPair;
 
 use super::carried;
-use super::exits::{Exit, exit};
+use super::exits::{Exit, exit, hops};
 use super::flows::{Flows, Verdict};
 use super::forwarded::Forwarded;
 use super::gateways::is_source_node;
@@ -151,7 +151,7 @@ fn assigned(
     let wanted: BTreeSet<&str> = plan
         .gateways
         .iter()
-        .filter(|g| matches!(exit(g, peers, &inputs.liveness), Exit::Tunnel(_)))
+        .filter(|g| !hops(g, peers, &inputs.liveness).is_empty())
         .filter(|g| g.identities.iter().any(|i| used.contains(&i.id)))
         .map(|g| g.gateway.as_str())
         .collect();
@@ -187,10 +187,7 @@ fn program_gateway(
     let settings = &inputs.settings;
     let table = settings.table_base + u32::from(index);
     let gateway = plan.gateways.iter().find(|g| g.gateway == gateway);
-    let hops = match gateway.map(|g| exit(g, peers, &inputs.liveness)) {
-        Some(Exit::Tunnel(hops)) => hops,
-        _ => Vec::new(),
-    };
+    let hops = gateway.map_or_else(Vec::new, |g| hops(g, peers, &inputs.liveness));
     let spreads = gateway.is_some_and(is_source_node);
     for family in Family::BOTH {
         if family == Family::V6 && inputs.facts.without_ipv6 {

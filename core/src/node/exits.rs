@@ -1,7 +1,7 @@
 //! Which ways lead from this node to a gateway now.
 
 use spillway_crds::hub::Translation;
-use spillway_crds::member::PlannedGatewaySpec;
+use spillway_crds::member::{GatewayNodeState, PlannedGatewaySpec};
 
 use super::gateways::{Liveness, carriers};
 use super::peers::{Peer, Peers};
@@ -33,4 +33,28 @@ pub(super) fn exit<'a>(gateway: &PlannedGatewaySpec, peers: &'a Peers, liveness:
     } else {
         Exit::Tunnel(hops)
     }
+}
+
+/// Where packets for `gateway` are sent from this node. Of a gateway of which no node answers, that is whoever is left in
+/// the plan: only policies that would drop their packets otherwise still use it.
+pub(super) fn hops<'a>(gateway: &PlannedGatewaySpec, peers: &'a Peers, liveness: &Liveness) -> Vec<&'a Peer> {
+    match exit(gateway, peers, liveness) {
+        Exit::Here => Vec::new(),
+        Exit::Tunnel(hops) => hops,
+        Exit::None => silent(gateway, peers),
+    }
+}
+
+/// Nodes of `gateway` that its clusters call ready, whatever probes say. A node answers nothing while its agent is
+/// replaced, and its kernel forwards all the while.
+fn silent<'a>(gateway: &PlannedGatewaySpec, peers: &'a Peers) -> Vec<&'a Peer> {
+    let ready = gateway
+        .nodes
+        .iter()
+        .filter(|n| n.state == GatewayNodeState::Ready);
+    let mut nodes: Vec<&Peer> = ready.filter_map(|n| peers.get(&n.node)).collect();
+    if gateway.translation == Translation::GatewayNode {
+        nodes.truncate(1);
+    }
+    nodes
 }

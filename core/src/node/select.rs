@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use spillway_crds::hub::OnUnavailable;
-use spillway_crds::member::{PlannedPolicySpec, PlannedThrough};
+use spillway_crds::member::{PlannedGatewaySpec, PlannedPolicySpec, PlannedThrough};
 
-use super::exits::{Exit, exit};
+use super::exits::{Exit, exit, hops};
 use super::flatten::{Claim, flatten};
 use super::flows::Verdict;
 use super::forwarded::Forwarded;
@@ -17,7 +17,7 @@ use super::guard::certain;
 use super::inputs::{Addresses, NodeInputs, NodePlan, Pod};
 use super::interval::{Family, Interval};
 use super::own::Own;
-use super::peers::Peers;
+use super::peers::{Peer, Peers};
 use super::sandbox::settled;
 use crate::order::rank;
 
@@ -230,11 +230,14 @@ impl Ways<'_> {
     /// has no address of the family, or this node no port of that address, they are dropped, whatever
     /// `onUnavailable` says: the gateway is there, and no other address is the right one.
     pub(super) fn resolve(&self, policy: &PlannedPolicySpec, family: Family) -> Option<Verdict> {
-        let there: Vec<(u16, bool)> = policy
+        let mut there: Vec<(u16, bool)> = policy
             .through
             .iter()
             .filter_map(|entry| Some((entry.identity, self.way(entry, family)?)))
             .collect();
+        if there.is_empty() && policy.on_unavailable == OnUnavailable::Block {
+            there = self.last_ways(policy, family);
+        }
         let others = || {
             let first = there.first().map(|(id, _)| id);
             there
@@ -253,27 +256,53 @@ impl Ways<'_> {
         }
     }
 
+    /// What is left of a policy's gateways where none is there and packets would be dropped: to send them to nodes that
+    /// don't answer costs nothing, and it is right where only their agents are away. If one gateway has no such node,
+    /// flows wait as they are: those of that gateway would be cut in favour of one that may never come back.
+    fn last_ways(&self, policy: &PlannedPolicySpec, family: Family) -> Vec<(u16, bool)> {
+        let ways = policy.through.iter().map(|entry| {
+            let (gateway, egress) = self.named(entry, family)?;
+            let hops = hops(gateway, self.peers, &self.inputs.liveness);
+            let usable = self.tunnels(&hops, family) && self.translates(gateway, egress, false);
+            usable.then_some((entry.identity, true))
+        });
+        ways.collect::<Option<_>>().unwrap_or_default()
+    }
+
     /// Whether the gateway of `entry` is there, and then whether packets of `family` can leave through it.
     fn way(&self, entry: &PlannedThrough, family: Family) -> Option<bool> {
-        let gateway = self.plan.gateways.iter().find(|g| g.gateway == entry.gateway)?;
-        let identity = gateway.identities.iter().find(|i| i.id == entry.identity)?;
-        let egress = Addresses::of(&identity.egress_ip).get(family);
-        let own = self.peers.own_overlay().get(family);
+        let (gateway, egress) = self.named(entry, family)?;
         let here = match exit(gateway, self.peers, &self.inputs.liveness) {
             Exit::None => return None,
             Exit::Here => true,
-            Exit::Tunnel(hops) if own.is_some() && hops.iter().any(|p| p.overlay.get(family).is_some()) => {
-                false
-            }
+            Exit::Tunnel(hops) if self.tunnels(&hops, family) => false,
             Exit::Tunnel(_) => return Some(false),
         };
-        Some(match egress {
+        Some(self.translates(gateway, egress, here))
+    }
+
+    /// The gateway of `entry`, and its egress IP of `family`.
+    fn named(&self, entry: &PlannedThrough, family: Family) -> Option<(&PlannedGatewaySpec, Option<IpAddr>)> {
+        let gateway = self.plan.gateways.iter().find(|g| g.gateway == entry.gateway)?;
+        let identity = gateway.identities.iter().find(|i| i.id == entry.identity)?;
+        Some((gateway, Addresses::of(&identity.egress_ip).get(family)))
+    }
+
+    /// Whether packets of `family` get to one of `hops`.
+    fn tunnels(&self, hops: &[&Peer], family: Family) -> bool {
+        let own = self.peers.own_overlay().get(family);
+        own.is_some() && hops.iter().any(|p| p.overlay.get(family).is_some())
+    }
+
+    /// Whether packets can get `egress` as their source, at a gateway that this node carries or doesn't.
+    fn translates(&self, gateway: &PlannedGatewaySpec, egress: Option<IpAddr>, here: bool) -> bool {
+        match egress {
             None => false,
             Some(_) if !is_source_node(gateway) => true,
             Some(eip) => {
                 let forwarded = !here || self.forwarded.eips.contains(&eip);
                 forwarded && !self.own.share(eip).living.is_empty()
             }
-        })
+        }
     }
 }

@@ -265,6 +265,10 @@ fn flows_wait_for_a_gateway_that_is_gone_and_are_cut_where_another_way_is_meant(
     let mut inputs = fixtures::stateless_source();
     let before = compile(&inputs);
     inputs.liveness = dead(&["b-1", "b-2"]);
+    let ready = plan(&mut inputs).gateways[0].nodes.clone();
+    for node in &mut plan(&mut inputs).gateways[0].nodes {
+        node.state = GatewayNodeState::NotReady;
+    }
     let gone = compile(&inputs);
     assert!(
         !gone.flows.cut(&flow(1024)),
@@ -285,7 +289,26 @@ fn flows_wait_for_a_gateway_that_is_gone_and_are_cut_where_another_way_is_meant(
         "it may leave otherwise now"
     );
     inputs.liveness = Liveness::default();
+    plan(&mut inputs).gateways[0].nodes = ready;
     assert_eq!(compile(&inputs), before);
+}
+
+/// An agent that is replaced answers nothing, and its node's kernel forwards all the while.
+#[test]
+fn where_nothing_answers_a_policy_that_blocks_still_tries_what_its_cluster_calls_ready() {
+    let mut inputs = fixtures::stateless_source();
+    let before = compile(&inputs);
+    inputs.liveness = dead(&["b-1", "b-2"]);
+    assert_eq!(compile(&inputs), before, "both of them, as if they answered");
+    let alone =
+        |inputs: &mut NodeInputs| plan(inputs).gateways[0].nodes[1].state = GatewayNodeState::NotReady;
+    alone(&mut inputs);
+    let one = compile(&inputs);
+    inputs.liveness = dead(&["b-2"]);
+    assert_eq!(compile(&inputs), one, "the one that is called ready");
+    inputs.liveness = dead(&["b-1", "b-2"]);
+    plan(&mut inputs).policies[0].on_unavailable = OnUnavailable::NodeIP;
+    assert!(compile(&inputs).flows.classes.values().flatten().next().is_none());
 }
 
 #[test]
