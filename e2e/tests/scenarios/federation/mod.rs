@@ -15,6 +15,7 @@ mod repair;
 mod rest;
 mod restart;
 mod seeing;
+mod slices;
 mod unavailable;
 mod unmatched;
 
@@ -57,6 +58,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
         scenario!("federation", order::of_two_policies_the_order_decides),
         scenario!("federation", ranges::cluster_ranges_are_found_followed_and_missed),
+        scenario!("federation", slices::a_slice_grows_before_it_runs_out),
         scenario!("federation", rest::nothing_is_written_at_rest),
         scenario!("federation", seeing::metrics_check_and_gather_say_what_there_is),
         scenario!("federation", hub::pods_come_and_go_while_the_hub_is_down),
