@@ -190,7 +190,7 @@ impl Tracker {
                 what: condition.describe().into(),
             });
         }
-        if matches!(self.own.condition, Condition::Deaf | Condition::Mute) {
+        if self.own.condition.unusable() {
             for peer in self.peers.values_mut() {
                 peer.excuse(now, &self.timing);
             }

@@ -57,8 +57,8 @@ fn settled(world: &World) -> Result<(), TestCaseError> {
 fn fault() -> impl Strategy<Value = Fault> {
     use Fault::*;
     proptest::sample::select(vec![
-        PowerOff, PowerOn, PowerOn, Hang, Resume, Resume, CutReceive, CutSend, Mend, Mend, Drain, Undrain,
-        Expel, Admit, Restart,
+        PowerOff, PowerOn, PowerOn, Hang, Resume, Resume, CutReceive, CutSend, Unplug, Mend, Mend, Drain,
+        Undrain, Expel, Admit, Restart,
     ])
 }
 
@@ -129,17 +129,27 @@ proptest! {
 
     /// A node that dies and comes back for ever moves its addresses ever more rarely.
     #[test]
-    fn flapping_is_damped(down in 400..3_000_u64, up in 700..3_000_u64) {
-        let mut world = World::new(2, 1, 0, Timing::default());
+    fn flapping_is_damped(
+        down in 400..3_000_u64,
+        up in 700..3_000_u64,
+        gateways in 2..4_usize,
+        flapping in 0..2_usize,
+        unplugged in any::<bool>(),
+    ) {
+        let mut world = World::new(gateways, 1, 0, Timing::default());
         world.run(Moment::from_secs(3));
         let flap = |world: &mut World, time: Moment| {
             let end = world.now + time;
             let before: u32 = world.nodes.iter().map(|n| n.moves).sum();
             while world.now < end {
-                world.strike(0, Fault::CutReceive);
-                world.strike(0, Fault::CutSend);
+                if unplugged {
+                    world.strike(flapping, Fault::Unplug);
+                } else {
+                    world.strike(flapping, Fault::CutReceive);
+                    world.strike(flapping, Fault::CutSend);
+                }
                 world.run(Moment::from_millis(down));
-                world.strike(0, Fault::Mend);
+                world.strike(flapping, Fault::Mend);
                 world.run(Moment::from_millis(up));
             }
             world.nodes.iter().map(|n| n.moves).sum::<u32>() - before

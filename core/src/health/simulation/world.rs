@@ -34,6 +34,8 @@ pub(super) enum Fault {
     Resume,
     CutReceive,
     CutSend,
+    /// Nothing passes, and the node sees that its cable is out.
+    Unplug,
     Mend,
     Drain,
     Undrain,
@@ -67,6 +69,7 @@ pub(super) struct Node {
     hung: bool,
     pub(super) receives: bool,
     pub(super) sends: bool,
+    carrier: bool,
     /// The plan that it has, and those on their way to it.
     places: Places,
     plans: Vec<(Moment, Places)>,
@@ -135,6 +138,7 @@ impl World {
                 hung: false,
                 receives: true,
                 sends: true,
+                carrier: true,
                 places: places.clone(),
                 plans: Vec::new(),
                 starts: Moment::from_millis(37) * u32::try_from(n).expect("few"),
@@ -293,7 +297,8 @@ impl World {
             Fault::Resume => node.hung = false,
             Fault::CutReceive => node.receives = false,
             Fault::CutSend => node.sends = false,
-            Fault::Mend => (node.receives, node.sends) = (true, true),
+            Fault::Unplug => (node.receives, node.sends, node.carrier) = (false, false, false),
+            Fault::Mend => (node.receives, node.sends, node.carrier) = (true, true, true),
             Fault::Drain if planned == Some(false) => self.plan(n, Some(true)),
             Fault::Undrain if planned == Some(true) => self.plan(n, Some(false)),
             Fault::Expel if planned.is_some() => self.plan(n, None),
@@ -425,7 +430,7 @@ impl World {
         }
         let node = &mut self.nodes[n];
         node.tracker.uplink(Uplink {
-            carrier: true,
+            carrier: node.carrier,
             received: node.frames,
         });
         if now >= node.tracker.next(now) {
