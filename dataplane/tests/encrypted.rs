@@ -18,7 +18,7 @@ use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
 use spillway_dataplane::{Implementation, Kernel, LinuxKernel, PrivateKey};
-use support::traffic::{connect, exchange, service, socket, tcp, udp};
+use support::traffic::{connect, exchange, service, socket, strangers, tcp, udp};
 use support::{Namespace, eventually, privileged};
 
 const EIP4: &str = "203.0.113.10";
@@ -97,15 +97,7 @@ impl Lab {
 
     /// Whoever else than the egress IPs the outside server got packets from.
     fn strangers(&self) -> String {
-        let seen = self
-            .outside
-            .run("nft list set inet seen v4; nft list set inet seen v6");
-        seen.split([' ', ',', '\n', '\t'])
-            .filter_map(|word| word.parse::<IpAddr>().ok())
-            .filter(|a| ![ip(EIP4), ip(EIP6)].contains(a))
-            .map(|a| a.to_string())
-            .collect::<Vec<_>>()
-            .join(" ")
+        strangers(&self.outside, [EIP4, EIP6])
     }
 
     /// Whether a datagram of 4,000 bytes comes to the server and back.

@@ -19,9 +19,9 @@ use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
-use spillway_crds::member::PlannedThrough;
+use spillway_crds::member::{GatewayNodeState, PlannedThrough};
 use spillway_dataplane::{Kernel, LinuxKernel};
-use support::traffic::{connect, exchange, service, socket, tcp, udp};
+use support::traffic::{connect, exchange, service, socket, strangers, tcp, udp};
 use support::{Namespace, eventually, privileged};
 
 const EIP4: &str = "203.0.113.10";
@@ -124,15 +124,7 @@ impl Lab {
 
     /// Whether the outside server got packets of anybody but the egress IPs.
     fn strangers(&self) -> String {
-        let seen = self
-            .outside
-            .run("nft list set inet seen v4; nft list set inet seen v6");
-        seen.split([' ', ',', '\n', '\t'])
-            .filter_map(|word| word.parse::<IpAddr>().ok())
-            .filter(|a| ![ip(EIP4), ip(EIP6)].contains(a))
-            .map(|a| a.to_string())
-            .collect::<Vec<_>>()
-            .join(" ")
+        strangers(&self.outside, [EIP4, EIP6])
     }
 
     /// Connections that the gateways track with an egress IP or to the servers.
@@ -422,12 +414,24 @@ async fn connections_wait_while_no_gateway_is_there() {
         ..Liveness::default()
     };
     nodes.source.apply().await;
+    for server in SERVERS {
+        assert!(
+            udp(&lab.pod, &lab.outside, server, 5).is_some(),
+            "only their agents are away"
+        );
+    }
+    let planned = nodes.source.inputs.plan.clone();
+    for node in &mut nodes.source.inputs.plan.as_mut().expect("a plan").gateways[0].nodes {
+        node.state = GatewayNodeState::NotReady;
+    }
+    nodes.source.apply().await;
     for (server, connection) in SERVERS.iter().zip(&mut open) {
         assert!(udp(&lab.pod, &lab.outside, server, 5).is_none());
         // The first try is dropped, the retransmission finds the gateway again.
         connection.client.write_all(b"x").expect("buffered");
     }
     nodes.source.inputs.liveness = Liveness::default();
+    nodes.source.inputs.plan = planned;
     nodes.source.apply().await;
     for connection in &mut open {
         let mut x = [0];

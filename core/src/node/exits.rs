@@ -17,13 +17,9 @@ pub(super) enum Exit<'a> {
     Tunnel(Vec<&'a Peer>),
 }
 
-/// The ways to `gateway`. One that translates on its own node has its connections' state there, so only its first
-/// carrier will do.
+/// The ways to `gateway`.
 pub(super) fn exit<'a>(gateway: &PlannedGatewaySpec, peers: &'a Peers, liveness: &Liveness) -> Exit<'a> {
-    let mut nodes = carriers(gateway, liveness);
-    if gateway.translation == Translation::GatewayNode {
-        nodes.truncate(1);
-    }
+    let nodes = useful(gateway, carriers(gateway, liveness));
     if nodes.iter().any(|n| peers.is_self(n)) {
         return Exit::Here;
     }
@@ -52,7 +48,11 @@ fn silent<'a>(gateway: &PlannedGatewaySpec, peers: &'a Peers) -> Vec<&'a Peer> {
         .nodes
         .iter()
         .filter(|n| n.state == GatewayNodeState::Ready);
-    let mut nodes: Vec<&Peer> = ready.filter_map(|n| peers.get(&n.node)).collect();
+    useful(gateway, ready.filter_map(|n| peers.get(&n.node)).collect())
+}
+
+/// Of a gateway that translates on its own node the first alone: its connections' state is there.
+fn useful<T>(gateway: &PlannedGatewaySpec, mut nodes: Vec<T>) -> Vec<T> {
     if gateway.translation == Translation::GatewayNode {
         nodes.truncate(1);
     }

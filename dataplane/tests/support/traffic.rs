@@ -106,3 +106,15 @@ pub fn exchange(socket: &UdpSocket, service: &UdpSocket, size: usize) -> Option<
     assert_eq!(&buffer[..length], hello);
     Some(seen)
 }
+
+/// Whom the server at `outside` got packets from, by its table `seen` (sets `v4` and `v6`), other than these addresses.
+pub fn strangers(outside: &Namespace, expected: [&str; 2]) -> String {
+    let expected = expected.map(|a| a.parse::<IpAddr>().expect("address"));
+    let seen = outside.run("nft list set inet seen v4; nft list set inet seen v6");
+    seen.split([' ', ',', '\n', '\t'])
+        .filter_map(|word| word.parse::<IpAddr>().ok())
+        .filter(|a| !expected.contains(a))
+        .map(|a| a.to_string())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
