@@ -169,7 +169,18 @@ fn a_node_without_an_api_server_goes_on_from_what_is_stored() {
 
 #[test]
 fn a_source_node_goes_on_too() {
-    let node = Node::new(&fixtures::source(), 1);
+    // Its second gateway has no node that could be tried when the first one's doesn't answer.
+    let mut inputs = fixtures::source();
+    let plan = inputs.plan.as_mut().expect("a plan");
+    let mut second = plan.gateways[0].clone();
+    second.gateway = "paris".into();
+    second.nodes.clear();
+    second.identities[0].id = 9;
+    let mut through = plan.policies[0].through[0].clone();
+    (through.gateway, through.identity) = ("paris".into(), 9);
+    plan.policies[0].through.push(through);
+    plan.gateways.push(second);
+    let node = Node::new(&inputs, 1);
     let agent = node.agent();
     wait("the first apply", || node.as_stored());
     // Nobody answers for the gateway, so nothing is sent there for long, and nothing leaves another way.
