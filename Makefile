@@ -43,8 +43,9 @@ e2e: build ## Scenarios on real clusters; SCENARIO=name or SCENARIO=group picks 
 	$(AS_ROOT) cargo test --workspace --test scenarios -- $(SCENARIO)
 
 .PHONY: bench
-bench: build ## Measure convergence and throughput; prints a table and writes target/bench.json
-	$(AS_ROOT) target/debug/spillway-bench
+bench: toolbox ## Measure what users run: convergence, throughput, gaps across faults; prints a table, writes target/bench.json
+	cargo build --release --workspace --bins
+	$(AS_ROOT) target/release/spillway-bench
 
 .PHONY: build
 build: ## Build all programs

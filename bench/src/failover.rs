@@ -66,6 +66,7 @@ impl Fault {
 }
 
 /// All faults, `runs` times each.
+#[expect(clippy::print_stderr, reason = "progress")]
 pub(crate) async fn gaps(federation: &Federation, runs: usize, figures: &mut Figures) -> Result<()> {
     let story = federation.story("bench-failover").await?;
     story
@@ -83,6 +84,7 @@ spec:
         .await?;
     let pods = [on(&story, "a-n1").await?, on(&story, "a-n2").await?];
     for fault in Fault::ALL {
+        eprintln!("{}, {runs} times", fault.name());
         fault_by_fault(federation, &pods, fault, runs, figures)
             .await
             .with_context(|| fault.name())?;

@@ -24,9 +24,16 @@ pub(crate) struct Figure {
 pub(crate) struct Figures(Vec<Figure>);
 
 impl Figures {
+    /// The table comes at the end of many minutes; whoever watches sees each figure as it comes.
+    #[expect(clippy::print_stderr, reason = "progress")]
+    fn push(&mut self, figure: Figure) {
+        eprintln!("  {}: {:.2} {}", figure.name, figure.value, figure.unit);
+        self.0.push(figure);
+    }
+
     /// Adds a figure that stands alone.
     pub(crate) fn add(&mut self, name: &str, value: f64, unit: &'static str) {
-        self.0.push(Figure {
+        self.push(Figure {
             name: name.into(),
             value,
             unit,
@@ -46,7 +53,7 @@ impl Figures {
         baseline_value: f64,
     ) {
         let ratio = (baseline_value > 0.0).then(|| value / baseline_value);
-        self.0.push(Figure {
+        self.push(Figure {
             name: name.into(),
             value,
             unit,

@@ -84,6 +84,9 @@ pub enum HubCommand {
     Install(HubInstall),
     /// Remove the hub from this cluster. What nodes have programmed stays.
     Uninstall(HubUninstall),
+    /// Replace the hub's CA by a new one while everything runs, and wait until that is done. Join commands printed
+    /// before are void.
+    RotateCa(HubRotateCa),
 }
 
 /// Where the images come from.
@@ -150,6 +153,20 @@ pub struct HubUninstall {
     pub dry_run: bool,
     /// How long to wait.
     #[arg(long, default_value = "5m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// `spillway hub rotate-ca`.
+#[derive(Args, Debug)]
+pub struct HubRotateCa {
+    /// Go on without this member, which must join again afterwards unless it is connected; may be repeated.
+    #[arg(long, value_name = "MEMBER")]
+    pub without: Vec<String>,
+    /// Don't ask on a terminal.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// How long to wait. The rotation goes on all the same.
+    #[arg(long, default_value = "10m", value_parser = duration)]
     pub timeout: Duration,
 }
 

@@ -1,5 +1,6 @@
 //! One cluster, reached through a kubeconfig.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -254,6 +255,54 @@ pub struct HubInfo {
     pub endpoints: Vec<String>,
     /// Pin of its CA.
     pub pin: String,
+    /// While one CA follows another.
+    pub rotation: Option<CaRotation>,
+}
+
+/// How far one CA of a hub has followed another.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CaRotation {
+    /// `Distributing` or `Retiring`.
+    pub phase: String,
+    /// Members that it waits for; the first ones, where there are many.
+    pub waits_for: Vec<String>,
+    /// How many these are.
+    pub count: usize,
+}
+
+impl CaRotation {
+    fn read(data: &BTreeMap<String, String>) -> Option<Self> {
+        let phase = data.get("ca_rotation")?.clone();
+        let list = data.get("ca_rotation_waits_for").map(String::as_str);
+        let waits_for: Vec<_> = list
+            .unwrap_or_default()
+            .split(',')
+            .filter(|n| !n.is_empty())
+            .map(str::to_owned)
+            .collect();
+        let count = data.get("ca_rotation_waits_for_count").and_then(|c| c.parse().ok());
+        Some(Self {
+            phase,
+            count: count.unwrap_or(waits_for.len()),
+            waits_for,
+        })
+    }
+
+    /// What it does, in a few words.
+    pub fn describe(&self) -> String {
+        let what = match self.phase.as_str() {
+            "Distributing" => "the next CA goes to all members",
+            "Retiring" => "members change to certificates of the new CA",
+            other => other,
+        };
+        match self.waits_for.as_slice() {
+            [] => what.to_owned(),
+            names if names.len() < self.count => {
+                format!("{what}; missing: {} and {} more", names.join(", "), self.count - names.len())
+            }
+            names => format!("{what}; missing: {}", names.join(", ")),
+        }
+    }
 }
 
 impl HubInfo {
@@ -269,6 +318,7 @@ impl HubInfo {
                 .map(str::to_owned)
                 .collect(),
             pin: data.get("ca_pin").filter(|pin| !pin.is_empty())?.clone(),
+            rotation: CaRotation::read(data),
         })
     }
 }

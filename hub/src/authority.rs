@@ -1,4 +1,7 @@
-//! The hub's CA and name, kept in a Secret, and what everybody may know of them, in a ConfigMap.
+//! The hub's CAs and name, kept in a Secret, and what everybody may know of them, in a ConfigMap.
+//!
+//! While one CA follows another ([`crate::rotation`]), the Secret holds two: `next.*` isn't used for signing yet,
+//! `previous.crt` no longer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,16 +11,27 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use spillway_link::pki::{self, CertificateAuthority};
+use spillway_link::pki::{self, Authorities, CertificateAuthority};
 
 use crate::api::{CALL_LIMIT, Failure, MANAGER, within};
 
-/// Secret with the CA.
-const CA_SECRET: &str = "spillway-hub-ca";
+/// Secret with the CAs.
+pub(crate) const CA_SECRET: &str = "spillway-hub-ca";
 /// ConfigMap for the command line.
-const INFO: &str = "spillway-hub-info";
+pub(crate) const INFO: &str = "spillway-hub-info";
 /// Wait between attempts while the API server is away.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How far one CA has followed another.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    /// There is one.
+    Steady,
+    /// The next one is trusted, and doesn't sign yet.
+    Distributing,
+    /// The new one signs, the one before is still trusted.
+    Retiring,
+}
 
 /// Who this hub is.
 #[derive(Debug)]
@@ -26,8 +40,10 @@ pub(crate) struct HubIdentity {
     pub(crate) hub_id: String,
     /// Raised by whoever restores the hub from a backup.
     pub(crate) epoch: u64,
-    /// The CA.
-    pub(crate) authority: CertificateAuthority,
+    /// The CAs.
+    pub(crate) authorities: Authorities,
+    /// How far one has followed another.
+    pub(crate) phase: Phase,
 }
 
 /// Loads the hub's identity; the first replica ever makes it. Waits for the API server as long as it takes.
@@ -89,20 +105,36 @@ async fn load_or_create(api: &Api<Secret>) -> Result<Secret, Failure> {
     }
 }
 
-fn read(secret: &Secret) -> anyhow::Result<HubIdentity> {
+/// Reads the Secret; the error names the field at fault.
+pub(crate) fn read(secret: &Secret) -> anyhow::Result<HubIdentity> {
+    let bytes = |name: &str| secret.data.as_ref().and_then(|d| d.get(name));
     let field = |name: &str| {
-        let bytes = secret.data.as_ref().and_then(|d| d.get(name));
-        let bytes = bytes.ok_or_else(|| anyhow!("it has no {name}"))?;
+        let bytes = bytes(name).ok_or_else(|| anyhow!("it has no {name}"))?;
         String::from_utf8(bytes.0.clone()).map_err(|_| anyhow!("its {name} isn't text"))
     };
-    let authority = CertificateAuthority::load(&field("ca.crt")?, &pki::Secret::new(field("ca.key")?))?;
+    let load = |certificate: &str, key: &str| -> anyhow::Result<CertificateAuthority> {
+        CertificateAuthority::load(&field(certificate)?, &pki::Secret::new(field(key)?))
+            .with_context(|| format!("its {certificate} and {key}"))
+    };
+    let signing = load("ca.crt", "ca.key")?;
+    let (phase, besides) = if bytes("next.crt").is_some() {
+        // It will have to sign one day; better to hear of it now.
+        let next = load("next.crt", "next.key")?;
+        (Phase::Distributing, Some(next.certificate_pem().to_owned()))
+    } else if bytes("previous.crt").is_some() {
+        (Phase::Retiring, Some(field("previous.crt")?))
+    } else {
+        (Phase::Steady, None)
+    };
+    let besides: Vec<_> = besides.iter().map(String::as_str).collect();
     Ok(HubIdentity {
         hub_id: field("hub_id")?.trim().to_owned(),
         epoch: field("epoch")?
             .trim()
             .parse()
             .context("its epoch isn't a number")?,
-        authority,
+        authorities: Authorities::new(signing, &besides)?,
+        phase,
     })
 }
 
@@ -117,8 +149,8 @@ pub(crate) async fn publish(
         ("hub_id", identity.hub_id.clone()),
         ("epoch", identity.epoch.to_string()),
         ("endpoints", endpoints.join(",")),
-        ("ca_pin", identity.authority.pin().to_string()),
-        ("ca.crt", identity.authority.certificate_pem().to_owned()),
+        ("ca_pin", identity.authorities.signing().pin().to_string()),
+        ("ca.crt", identity.authorities.bundle_pem().to_owned()),
     ]
     .into();
     let info = serde_json::json!({
@@ -162,7 +194,8 @@ mod tests {
         ];
         let identity = read(&secret(&whole)).expect("whole");
         assert_eq!((identity.hub_id.as_str(), identity.epoch), ("h", 3));
-        assert_eq!(identity.authority.pin(), ca.pin());
+        assert_eq!(identity.authorities.signing().pin(), ca.pin());
+        assert_eq!(identity.phase, Phase::Steady);
         for missing in 0..whole.len() {
             let mut part = whole.to_vec();
             let (name, _) = part.remove(missing);

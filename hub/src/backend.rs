@@ -15,9 +15,10 @@ use spillway_core::plan::Digest;
 use spillway_crds::hub::Member;
 use spillway_link::MemberReport;
 use spillway_link::hub::{
-    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, LinkEvent, PublishedPlan, Refusal, SessionInfo,
-    Unavailable,
+    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, LinkEvent, PublishedPlan, Refusal, Renewal,
+    SessionInfo, Unavailable,
 };
+use spillway_link::pki::TrustState;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -27,6 +28,7 @@ use crate::mirror::{Key, Mirror};
 use crate::observed::Observed;
 use crate::plans::Plans;
 use crate::report::{Fields, LinkStatus, version};
+use crate::rotation::outdated;
 
 /// Wait before a status that couldn't be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -178,22 +180,27 @@ impl HubBackend for Backend {
         Ok(Enrolled)
     }
 
-    async fn renewed(&self, member: &str, old_serial: &str, new_serial: &str) -> Result<(), Unavailable> {
+    async fn renewed(&self, member: &str, renewal: &Renewal) -> Result<(), Unavailable> {
         let written = self
             .registrar
-            .renewed(member, old_serial, new_serial)
+            .renewed(member, renewal)
             .await
             .map_err(|e| Unavailable(e.to_string()))?
             .ok_or_else(|| Unavailable(format!("the certificate of {member} was revoked meanwhile")))?;
         self.members.written(written);
         self.observed.0.renewals.inc();
-        tracing::info!(cluster = member, serial = new_serial, "certificate renewed");
+        tracing::info!(cluster = member, serial = %renewal.new_serial, "certificate renewed");
         Ok(())
     }
 
     fn revoked(&self, member: &str, serial: &str) -> bool {
         let known = self.members.get(&Key::cluster(member));
         !known.is_some_and(|m| is_good(&m, serial))
+    }
+
+    fn outdated(&self, member: &str, serial: &str, now: &TrustState) -> bool {
+        let known = self.members.get(&Key::cluster(member));
+        known.is_some_and(|m| outdated(&m, serial, now))
     }
 
     fn plan(&self, member: &str) -> watch::Receiver<Option<Arc<PublishedPlan>>> {
@@ -211,6 +218,7 @@ impl HubBackend for Backend {
             *live = Some(session.id);
             status.connected = true;
             status.replica = Some(self.replica.clone());
+            status.serial_in_use = Some(session.serial.clone());
             status.agent_version = version(&session.agent_version);
             status.plan.acknowledged = session.held.map(|d| d.to_string());
         });

@@ -9,9 +9,9 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde::Serialize;
 use spillway_core::plan::Digest;
-use spillway_crds::hub::{Member, MemberSpec};
-use spillway_link::hub::{EnrollRefusal, EnrollRequest};
-use spillway_link::pki::Token;
+use spillway_crds::hub::{Member, MemberSpec, MemberStatus};
+use spillway_link::hub::{EnrollRefusal, EnrollRequest, Renewal};
+use spillway_link::pki::{Serial, Token, TrustState};
 
 use crate::api::{CALL_LIMIT, ENROLMENT, Failure, Guard, apply_status, within};
 
@@ -107,13 +107,38 @@ impl Record {
     }
 }
 
-/// Serial numbers that are good.
+/// Serial numbers that are good, and what the member holds that uses the newest.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Serials<'a> {
-    pub(crate) certificate_serial: &'a str,
+pub(crate) struct Certificates {
+    certificate_serial: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) previous_certificate_serial: Option<&'a str>,
+    previous_certificate_serial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_issuer: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    trusted_authorities: Vec<String>,
+}
+
+impl Certificates {
+    fn new(serial: Serial, previous: Option<&str>, trust: &TrustState) -> Self {
+        Self {
+            certificate_serial: serial.to_string(),
+            previous_certificate_serial: previous.map(str::to_owned),
+            certificate_issuer: Some(trust.issuer.to_string()),
+            trusted_authorities: trust.trusted.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// What is on record; `None` where no certificate was ever given.
+    pub(crate) fn recorded(status: &MemberStatus) -> Option<Self> {
+        Some(Self {
+            certificate_serial: status.certificate_serial.clone()?,
+            previous_certificate_serial: status.previous_certificate_serial.clone(),
+            certificate_issuer: status.certificate_issuer.clone(),
+            trusted_authorities: status.trusted_authorities.clone(),
+        })
+    }
 }
 
 /// Enrols, and records certificates.
@@ -191,16 +216,13 @@ impl Registrar {
             let member = new_member(&request.member, record);
             within(CALL_LIMIT, self.members.create(&PostParams::default(), &member)).await?
         };
-        let serials = Serials {
-            certificate_serial: &request.serial.to_string(),
-            previous_certificate_serial: None,
-        };
+        let certificates = Certificates::new(request.serial, None, &request.trust);
         apply_status(
             &self.members,
             ENROLMENT,
             &member.metadata,
             Guard::Object,
-            &serials,
+            &certificates,
             CALL_LIMIT,
         )
         .await
@@ -231,11 +253,9 @@ impl Registrar {
     /// Records a renewal: the certificate that asked for it stays good, the one before ends. `None` where the
     /// one that asked isn't good any more, by the newest version and not only by this replica's copy: a
     /// renewal that crosses a new enrolment mustn't undo it.
-    pub(crate) async fn renewed(&self, name: &str, old: &str, new: &str) -> Result<Option<Member>, Failure> {
-        let serials = Serials {
-            certificate_serial: new,
-            previous_certificate_serial: Some(old),
-        };
+    pub(crate) async fn renewed(&self, name: &str, renewal: &Renewal) -> Result<Option<Member>, Failure> {
+        let old = renewal.old_serial.as_str();
+        let certificates = Certificates::new(renewal.new_serial, Some(old), &renewal.trust);
         let mut last = None;
         for _ in 0..ATTEMPTS {
             let member = within(CALL_LIMIT, self.members.get_opt(name)).await?;
@@ -248,7 +268,7 @@ impl Registrar {
                 ENROLMENT,
                 meta,
                 Guard::Version,
-                &serials,
+                &certificates,
                 CALL_LIMIT,
             )
             .await
@@ -295,8 +315,7 @@ fn new_member(name: &str, record: &Record) -> Member {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::SignedDuration;
-    use spillway_crds::hub::MemberStatus;
-    use spillway_link::pki::Serial;
+    use spillway_link::pki::{Authorities, CertificateAuthority};
 
     use super::*;
 
@@ -337,6 +356,9 @@ mod tests {
             member: "fra-1".into(),
             serial: Serial::random(),
             key: mine,
+            trust: Authorities::from(CertificateAuthority::generate("h").expect("a CA"))
+                .state()
+                .clone(),
         };
         let once = used(stored(&[]), &request, &record, now());
         let record = Record::read(&once).expect("whole");

@@ -30,6 +30,7 @@ mod plans;
 mod presence;
 mod reconcile;
 mod report;
+mod rotation;
 mod run;
 mod snapshot;
 mod status;

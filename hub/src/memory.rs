@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::absent::Absent;
 use crate::allocate::MemberFields;
 use crate::api::{ALLOCATIONS, ENROLMENT, Failure, Guard, LINK, apply_status};
-use crate::enroll::Serials;
+use crate::enroll::Certificates;
 use crate::lease::Leadership;
 use crate::mirror::Mirror;
 use crate::report::LinkStatus;
@@ -149,12 +149,8 @@ async fn restore_one(client: &Client, leadership: &Leadership, member: &Member) 
     let status = member.status.clone().unwrap_or_default();
     let told = LinkStatus::recorded(Some(&status)).wanted(member, Timestamp::now());
     write(&api, LINK, member, &told, leadership).await?;
-    if let Some(serial) = &status.certificate_serial {
-        let serials = Serials {
-            certificate_serial: serial,
-            previous_certificate_serial: status.previous_certificate_serial.as_deref(),
-        };
-        write(&api, ENROLMENT, member, &serials, leadership).await?;
+    if let Some(certificates) = Certificates::recorded(&status) {
+        write(&api, ENROLMENT, member, &certificates, leadership).await?;
     }
     let MemberStatus {
         member_id: Some(member_id),

@@ -52,6 +52,8 @@ pub(crate) struct LinkStatus {
     pub(crate) connected: bool,
     /// Replica that holds the stream, or held it last.
     pub(crate) replica: Option<String>,
+    /// Serial number of the certificate that the stream was opened with.
+    pub(crate) serial_in_use: Option<String>,
     /// Why there is no stream.
     pub(crate) why: String,
     pub(crate) agent_version: Option<String>,
@@ -68,6 +70,8 @@ pub(crate) struct Fields {
     agent_version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     connected_to: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial_in_use: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_count: Option<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -91,6 +95,7 @@ impl LinkStatus {
             uid: None,
             connected: connected.is_some_and(|c| c.status == "True"),
             replica: status.connected_to,
+            serial_in_use: status.serial_in_use,
             why: connected.map(|c| c.message.clone()).unwrap_or_default(),
             agent_version: status.agent_version,
             nodes: status.nodes,
@@ -136,6 +141,7 @@ impl LinkStatus {
         Fields {
             agent_version: self.agent_version.clone(),
             connected_to: self.replica.clone(),
+            serial_in_use: self.serial_in_use.clone(),
             node_count: u32::try_from(self.nodes.len()).ok(),
             nodes: self.nodes.clone(),
             ranges: self.ranges.clone(),
@@ -154,6 +160,7 @@ impl Fields {
         Self {
             agent_version: status.agent_version,
             connected_to: status.connected_to,
+            serial_in_use: status.serial_in_use,
             node_count: status.node_count,
             conditions: conditions::mine(&status.conditions, &ours),
             nodes: status.nodes,

@@ -25,6 +25,7 @@ use crate::observed::Observed;
 use crate::plans::Plans;
 use crate::presence::Presence;
 use crate::reconcile::Reconciler;
+use crate::rotation::Rotation;
 use crate::snapshot::Mirrors;
 use crate::status::StatusWriter;
 use crate::tokens::Tokens;
@@ -168,6 +169,20 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         "removal of old tokens"
     });
 
+    let (authorities, trusted) = watch::channel(Arc::new(identity.authorities));
+    let rotation = Rotation {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
+        endpoints: args.endpoints.clone(),
+        members: mirrors.members.clone(),
+        leadership: leadership.clone(),
+        authorities,
+    };
+    tasks.spawn(async move {
+        rotation.run().await;
+        "rotation of the CA"
+    });
+
     let backend = Arc::new(Backend::new(
         &client,
         &args.namespace,
@@ -182,7 +197,7 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
     let config = HubConfig::new(&identity.hub_id, identity.epoch);
     let serving = serve(
         listener,
-        Arc::new(identity.authority),
+        trusted,
         config,
         backend.clone(),
         stop.clone().cancelled_owned(),

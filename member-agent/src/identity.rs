@@ -20,6 +20,8 @@ const TOKEN_KEY: &str = "token";
 const IDENTITY_SECRET: &str = "spillway-member-identity";
 /// Annotation on the identity: public id of the token that it was got with.
 const TOKEN_ID: &str = "member.spillway.io/token-id";
+/// Annotation on the identity: `spec.caPin` by which this cluster joined. The hub's CA may be another one since.
+const JOINED_BY: &str = "member.spillway.io/joined-by-ca-pin";
 
 /// An identity and how it was got.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub(crate) struct Stored {
     pub(crate) identity: MemberIdentity,
     /// Public id of the token used.
     pub(crate) token_id: String,
+    /// Pin of the hub's CA by which this cluster joined.
+    pub(crate) joined_by: String,
 }
 
 impl Stored {
@@ -36,7 +40,7 @@ impl Stored {
         self.identity.certificate().ok().map(|c| c.not_after)
     }
 
-    /// Checks that the identity is `member`'s, of the hub with the CA pin `pin`; says what is wrong otherwise.
+    /// Checks that the identity is `member`'s, of the hub that `pin` was or is a CA's pin of; says what is wrong otherwise.
     /// Its time isn't looked at: the link renews a certificate that ended lately, and says so where it can't.
     pub(crate) fn check(&self, member: &str, pin: &str) -> Result<(), String> {
         let certificate = self
@@ -50,7 +54,7 @@ impl Stored {
                 certificate.member
             ));
         }
-        if !uplink::has_pin(&self.identity, pin) {
+        if self.joined_by != pin && !uplink::has_pin(&self.identity, pin) {
             return Err("the certificate is of another hub than spec.caPin says".into());
         }
         Ok(())
@@ -73,8 +77,12 @@ fn read(secret: &Secret) -> Option<Stored> {
         chain_pem: text("tls.crt")?,
         ca_pem: text("ca.crt")?,
     };
-    let token_id = secret.annotations().get(TOKEN_ID).cloned().unwrap_or_default();
-    Some(Stored { identity, token_id })
+    let annotation = |name: &str| secret.annotations().get(name).cloned().unwrap_or_default();
+    Some(Stored {
+        identity,
+        token_id: annotation(TOKEN_ID),
+        joined_by: annotation(JOINED_BY),
+    })
 }
 
 fn secret(stored: &Stored) -> Secret {
@@ -82,7 +90,10 @@ fn secret(stored: &Stored) -> Secret {
     Secret {
         metadata: ObjectMeta {
             name: Some(IDENTITY_SECRET.into()),
-            annotations: Some(BTreeMap::from([(TOKEN_ID.to_owned(), stored.token_id.clone())])),
+            annotations: Some(BTreeMap::from([
+                (TOKEN_ID.to_owned(), stored.token_id.clone()),
+                (JOINED_BY.to_owned(), stored.joined_by.clone()),
+            ])),
             ..ObjectMeta::default()
         },
         data: Some(BTreeMap::from([
@@ -182,6 +193,7 @@ mod tests {
                 ca_pem: "CA".into(),
             },
             token_id: "id".into(),
+            joined_by: "pin".into(),
         }
     }
 
@@ -189,7 +201,7 @@ mod tests {
     fn a_secret_gives_back_what_was_put_in() {
         let back = read(&secret(&stored())).expect("complete");
         assert_eq!(back.identity, stored().identity);
-        assert_eq!(back.token_id, "id");
+        assert_eq!((back.token_id.as_str(), back.joined_by.as_str()), ("id", "pin"));
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub(crate) struct Backend {
     reports: watch::Receiver<MemberReport>,
     identities: IdentityStore,
     token_id: String,
+    joined_by: String,
     progress: Published<Progress>,
     observed: Observed,
 }
@@ -85,6 +86,7 @@ impl MemberBackend for Backend {
         let stored = Stored {
             identity: identity.clone(),
             token_id: self.token_id.clone(),
+            joined_by: self.joined_by.clone(),
         };
         self.identities
             .save(&stored)
@@ -116,6 +118,8 @@ pub(crate) fn link(
         reports,
         identities,
         token_id: stored.token_id.clone(),
+        // It has passed the check by this pin.
+        joined_by: spec.ca_pin.clone(),
         progress,
         observed,
     };
@@ -156,7 +160,11 @@ pub(crate) async fn enrol(spec: &HubConnectionSpec, token: &str) -> Result<Store
         limit: ENROL_LIMIT,
     };
     match spillway_link::member::enroll(params).await {
-        Ok(identity) => Ok(Stored { identity, token_id }),
+        Ok(identity) => Ok(Stored {
+            identity,
+            token_id,
+            joined_by: spec.ca_pin.clone(),
+        }),
         Err(error) => Err(explain(&error)),
     }
 }

@@ -2,4 +2,5 @@
 
 pub mod endpoints;
 pub mod install;
+pub mod rotate_ca;
 pub mod uninstall;

@@ -78,6 +78,18 @@ pub struct MemberStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub previous_certificate_serial: Option<String>,
+    /// Pin of the CA that signed the newest certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
+    pub certificate_issuer: Option<String>,
+    /// Pins of the CAs that came with the newest certificate: whose hubs the member trusts once it uses it. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4), inner(length(max = 71)))]
+    pub trusted_authorities: Vec<String>,
+    /// Serial number of the certificate that the member's newest stream was opened with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub serial_in_use: Option<String>,
     /// Number of nodes, for the printer column.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_count: Option<u32>,

@@ -5,18 +5,20 @@
 //! | `arena` | clusters of its own: what the others take for granted about the arena |
 //! | `api` | a cluster of its own: a hub in this process against a real API server |
 //! | `federation` | a hub and two members whose pod ranges are the same |
+//! | `lifecycle` | the same federation: what happens to it over the years |
 //! | `no-leak` | the same federation: pods whose first act is to send |
 //! | `failover` | a federation with gateways of several nodes: connections live through every fault of them |
 //! | `network-policy` | a federation with a gateway of several nodes, and a real enforcer of NetworkPolicy |
 //! | `partitions` | a gateway in one partition and a member in another |
 //!
-//! The scenarios of groups `federation` and `no-leak` share one, those of `failover` and `network-policy` another: it comes
+//! The scenarios of groups `federation`, `lifecycle` and `no-leak` share one, those of `failover` and `network-policy` another: it comes
 //! up with the first that runs and goes down after the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
 
 mod api;
 mod arena;
 mod failover;
 mod federation;
+mod lifecycle;
 mod network_policy;
 mod no_leak;
 mod partitions;
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         arena::scenarios(),
         api::scenarios(),
         federation::scenarios(),
+        lifecycle::scenarios(),
         no_leak::scenarios(),
         failover::scenarios(),
         network_policy::scenarios(),

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::LinkEvent;
 use crate::MemberReport;
-use crate::pki::{Serial, Token};
+use crate::pki::{Serial, Token, TrustState};
 
 /// A cluster that wants to become a member. The key's possession is proved.
 #[derive(Clone, Debug)]
@@ -24,6 +24,19 @@ pub struct EnrollRequest {
     /// SHA-256 of its public key (SPKI). The answer to an enrolment may get lost, so a backend may let
     /// the same token through again for the same key, and only for that.
     pub key: Digest,
+    /// What the member holds of the hub's CAs once it has the answer.
+    pub trust: TrustState,
+}
+
+/// A new certificate for a member, and the CAs that come with it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Renewal {
+    /// Serial number (32 hex digits) of the certificate that asks.
+    pub old_serial: String,
+    /// Serial number of the new one.
+    pub new_serial: Serial,
+    /// What the member holds of the hub's CAs once it has the answer.
+    pub trust: TrustState,
 }
 
 /// The cluster may have the certificate; everything about it is recorded.
@@ -123,9 +136,16 @@ pub trait HubBackend: Send + Sync + 'static {
     async fn enroll(&self, request: EnrollRequest) -> Result<Enrolled, EnrollRefusal>;
 
     /// A member gets a new certificate. It isn't handed out when this fails.
-    async fn renewed(&self, member: &str, old_serial: &str, new_serial: &str) -> Result<(), Unavailable> {
-        let _ = (member, old_serial, new_serial);
+    async fn renewed(&self, member: &str, renewal: &Renewal) -> Result<(), Unavailable> {
+        let _ = (member, renewal);
         Ok(())
+    }
+
+    /// True where the member should renew before its time: what it holds, with this certificate, isn't `now`.
+    /// Asked every [`super::HubConfig::revocation_interval`] on live streams; answer from memory.
+    fn outdated(&self, member: &str, serial: &str, now: &TrustState) -> bool {
+        let _ = (member, serial, now);
+        false
     }
 
     /// True where this certificate is no longer good, also because the member was deleted. Asked at every

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{EnrollRefusal, EnrollRequest, HubBackend, HubConfig};
 use crate::is_member_name;
-use crate::pki::{CertificateAuthority, RequestedKey, Serial};
+use crate::pki::{AuthoritiesWatch, RequestedKey, Serial};
 use crate::proto;
 use crate::proto::enroll_response::Outcome;
 use crate::proto::enrollment_server::Enrollment;
@@ -17,7 +17,7 @@ use crate::proto::enrollment_server::Enrollment;
 const AT_ONCE: usize = 16;
 
 pub(super) struct EnrollService {
-    authority: Arc<CertificateAuthority>,
+    authorities: AuthoritiesWatch,
     config: Arc<HubConfig>,
     backend: Arc<dyn HubBackend>,
     slots: Semaphore,
@@ -25,12 +25,12 @@ pub(super) struct EnrollService {
 
 impl EnrollService {
     pub(super) fn new(
-        authority: Arc<CertificateAuthority>,
+        authorities: AuthoritiesWatch,
         config: Arc<HubConfig>,
         backend: Arc<dyn HubBackend>,
     ) -> Self {
         Self {
-            authority,
+            authorities,
             config,
             backend,
             slots: Semaphore::new(AT_ONCE),
@@ -51,8 +51,9 @@ impl EnrollService {
             RequestedKey::from_csr(&request.csr_der).map_err(|e| EnrollRefusal::Invalid(e.to_string()))?;
         let serial = Serial::random();
         // Signed before the token is used up, handed out after: a failure to sign costs no token.
-        let issued = self
-            .authority
+        let authorities = self.authorities.borrow().clone();
+        let issued = authorities
+            .signing()
             .issue_member(&key, &request.member, serial, self.config.member_lifetime)
             .map_err(|e| EnrollRefusal::Invalid(e.to_string()))?;
         self.backend
@@ -61,11 +62,12 @@ impl EnrollService {
                 member: request.member,
                 serial,
                 key: key.fingerprint(),
+                trust: authorities.state().clone(),
             })
             .await?;
         Ok(proto::Certificate {
             chain_pem: issued.chain_pem,
-            ca_pem: self.authority.certificate_pem().into(),
+            ca_pem: authorities.bundle_pem().into(),
         })
     }
 }

@@ -11,7 +11,8 @@ mod session;
 mod simulation;
 
 pub use backend::{
-    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, PublishedPlan, Refusal, SessionInfo, Unavailable,
+    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, PublishedPlan, Refusal, Renewal, SessionInfo,
+    Unavailable,
 };
 pub(crate) use enroll::read as read_refusal;
 pub use event::{LinkEvent, StreamEnd};
@@ -43,6 +44,10 @@ pub struct HubConfig {
     pub revocation_interval: Duration,
     /// First wait before a refused plan is offered again; doubles up to 20 times this.
     pub retry_refused: Duration,
+    /// A member that is asked to renew before its time does so within this, at random.
+    pub renewal_spread: Duration,
+    /// Wait before a member is asked for that once more.
+    pub retry_renewal: Duration,
 }
 
 impl HubConfig {
@@ -59,6 +64,8 @@ impl HubConfig {
             silence_limit: Duration::from_secs(30),
             revocation_interval: Duration::from_secs(1),
             retry_refused: Duration::from_secs(3),
+            renewal_spread: Duration::from_secs(5),
+            retry_renewal: Duration::from_secs(30),
         }
     }
 }

@@ -17,9 +17,9 @@ use tracing::{info, warn};
 use super::enroll::EnrollService;
 use super::registry::Registry;
 use super::session::{self, Context, Wires, good};
-use super::{HubBackend, HubConfig, LinkEvent, ServeError, SessionInfo, StreamEnd};
+use super::{HubBackend, HubConfig, LinkEvent, Renewal, ServeError, SessionInfo, StreamEnd};
 use crate::frames::MESSAGE_LIMIT;
-use crate::pki::{CertificateAuthority, CertificateInfo, RequestedKey, Serial};
+use crate::pki::{AuthoritiesWatch, CertificateInfo, RequestedKey, Serial};
 use crate::proto::enrollment_server::EnrollmentServer;
 use crate::proto::link_server::{Link, LinkServer};
 use crate::proto::{self, HubMessage, MemberMessage};
@@ -34,18 +34,19 @@ const STRANGERS_MESSAGE: usize = 64 << 10;
 /// Longest wait for sessions to tell the backend of their end.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// Serves members until `shutdown` completes; then ends their streams and returns.
+/// Serves members until `shutdown` completes; then ends their streams and returns. New `authorities` are
+/// in force for handshakes, certificates and bundles from the moment they are sent.
 ///
 /// Start it only when the backend's caches are in sync.
 pub async fn serve(
     listener: TcpListener,
-    authority: Arc<CertificateAuthority>,
+    authorities: AuthoritiesWatch,
     config: HubConfig,
     backend: Arc<dyn HubBackend>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let endpoint = Arc::new(Endpoint::new(
-        authority.clone(),
+        authorities.clone(),
         config.server_lifetime,
         config.renewal_grace,
     )?);
@@ -54,7 +55,7 @@ pub async fn serve(
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let anonymous_limit = config.anonymous_limit;
     let link = Arc::new(LinkService {
-        authority: authority.clone(),
+        authorities: authorities.clone(),
         config: config.clone(),
         backend: backend.clone(),
         registry: Arc::new(Registry::default()),
@@ -62,7 +63,7 @@ pub async fn serve(
         shutdown: ending.clone(),
         alive: alive.downgrade(),
     });
-    let enrollment = EnrollService::new(authority, config, backend.clone());
+    let enrollment = EnrollService::new(authorities, config, backend.clone());
 
     let (member, members) = mpsc::channel(QUEUE);
     let (stranger, strangers) = mpsc::channel(QUEUE);
@@ -117,7 +118,7 @@ pub async fn serve(
 }
 
 struct LinkService {
-    authority: Arc<CertificateAuthority>,
+    authorities: AuthoritiesWatch,
     config: Arc<HubConfig>,
     backend: Arc<dyn HubBackend>,
     registry: Arc<Registry>,
@@ -164,12 +165,19 @@ impl Link for LinkService {
         let key = RequestedKey::from_csr(&request.into_inner().csr_der)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let serial = Serial::random();
-        let issued = self
-            .authority
+        // One version of them for signature, record and bundle.
+        let authorities = self.authorities.borrow().clone();
+        let issued = authorities
+            .signing()
             .issue_member(&key, &caller.member, serial, self.config.member_lifetime)
             .map_err(|e| Status::internal(e.to_string()))?;
+        let renewal = Renewal {
+            old_serial: caller.serial.clone(),
+            new_serial: serial,
+            trust: authorities.state().clone(),
+        };
         self.backend
-            .renewed(&caller.member, &caller.serial, &serial.to_string())
+            .renewed(&caller.member, &renewal)
             .await
             .map_err(|e| {
                 warn!(member = caller.member, error = %e, "a certificate can't be renewed now");
@@ -179,7 +187,7 @@ impl Link for LinkService {
         Ok(Response::new(proto::RenewResponse {
             certificate: Some(proto::Certificate {
                 chain_pem: issued.chain_pem,
-                ca_pem: self.authority.certificate_pem().into(),
+                ca_pem: authorities.bundle_pem().into(),
             }),
         }))
     }
@@ -208,6 +216,7 @@ impl Link for LinkService {
             config: self.config.clone(),
             backend: self.backend.clone(),
             registry: self.registry.clone(),
+            authorities: self.authorities.clone(),
             shutdown: self.shutdown.clone(),
         };
         let wires = Wires {

@@ -17,6 +17,7 @@ use super::registry::{Place, Registry};
 use super::{HubBackend, HubConfig, LinkEvent, PublishedPlan, Refusal, SessionInfo, StreamEnd};
 use crate::PROTOCOL;
 use crate::frames::{PIECE, digest, key};
+use crate::pki::AuthoritiesWatch;
 use crate::proto::{self, HubMessage, MemberMessage, hub_message, member_message};
 use crate::reports::Assembly;
 
@@ -25,6 +26,7 @@ pub(super) struct Context {
     pub(super) config: Arc<HubConfig>,
     pub(super) backend: Arc<dyn HubBackend>,
     pub(super) registry: Arc<Registry>,
+    pub(super) authorities: AuthoritiesWatch,
     pub(super) shutdown: CancellationToken,
 }
 
@@ -113,6 +115,7 @@ fn inventory(config: &HubConfig, hello: &proto::Hello) -> Option<BTreeMap<Resour
 struct Session<'a> {
     config: &'a HubConfig,
     backend: &'a dyn HubBackend,
+    authorities: &'a AuthoritiesWatch,
     shutdown: &'a CancellationToken,
     info: &'a SessionInfo,
     plan: watch::Receiver<Option<Arc<PublishedPlan>>>,
@@ -125,6 +128,8 @@ struct Session<'a> {
     stale: Option<u64>,
     /// What the backend was last told that the member holds.
     told: Option<Digest>,
+    /// When the member was last asked to renew.
+    asked_to_renew: Option<Instant>,
     /// The member was let go; only that is still to be said.
     left: bool,
 }
@@ -146,6 +151,7 @@ impl<'a> Session<'a> {
         Self {
             config,
             backend: &*context.backend,
+            authorities: &context.authorities,
             shutdown: &context.shutdown,
             info,
             plan: context.backend.plan(&info.member),
@@ -157,6 +163,7 @@ impl<'a> Session<'a> {
             heard: Instant::now(),
             stale,
             told: None,
+            asked_to_renew: None,
             left: false,
         }
     }
@@ -190,9 +197,12 @@ impl<'a> Session<'a> {
                     return Status::aborted("a newer stream of the same member has begun");
                 }
                 () = self.shutdown.cancelled() => return Status::unavailable("this hub replica shuts down"),
-                _ = check.tick() => if let Err(end) = self.check() {
-                    return end;
-                },
+                _ = check.tick() => {
+                    if let Err(end) = self.check() {
+                        return end;
+                    }
+                    self.ask_to_renew();
+                }
                 message = inbound.message() => match message {
                     Ok(Some(message)) => {
                         self.heard = Instant::now();
@@ -252,6 +262,23 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         good(self.backend, self.info)
+    }
+
+    /// A CA is on its way in or out, and what the member holds doesn't fit any more.
+    fn ask_to_renew(&mut self) {
+        let wait = self.config.retry_renewal;
+        if self.left || self.asked_to_renew.is_some_and(|at| at.elapsed() < wait) {
+            return;
+        }
+        let now = self.authorities.borrow().clone();
+        let SessionInfo { member, serial, .. } = self.info;
+        if self.backend.outdated(member, serial, now.state()) {
+            info!(member, serial, "the hub's CAs change: the member is asked to renew");
+            self.asked_to_renew = Some(Instant::now());
+            let within_seconds = u32::try_from(self.config.renewal_spread.as_secs()).unwrap_or(u32::MAX);
+            self.pending
+                .push_back(hub_message::Message::Renew(proto::Renew { within_seconds }));
+        }
     }
 
     async fn offer(&mut self) -> Result<(), Status> {

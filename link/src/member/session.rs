@@ -28,6 +28,9 @@ const QUEUE: usize = 4;
 /// A larger inventory isn't sent with the hello: the hub then sends the whole plan.
 const INVENTORY_LIMIT: usize = MESSAGE_LIMIT / 2;
 
+/// A hub that asks for a renewal can't put it off for longer than this.
+const RENEW_LIMIT: Duration = Duration::from_secs(600);
+
 /// How a session ended.
 pub(super) enum End {
     /// The hub has let the member go.
@@ -58,6 +61,8 @@ pub(super) struct Session<'a> {
     applying: Option<JoinHandle<Applied>>,
     acknowledged: Option<Digest>,
     refused: Option<String>,
+    /// The hub has asked for a renewal within this time.
+    renew_within: Option<Duration>,
 }
 
 impl<'a> Session<'a> {
@@ -83,6 +88,7 @@ impl<'a> Session<'a> {
             applying: None,
             acknowledged: None,
             refused: None,
+            renew_within: None,
         }
     }
 
@@ -166,6 +172,9 @@ impl<'a> Session<'a> {
                 .push_back(member_message::Message::Leave(proto::Leave {}));
         }
         loop {
+            if let Some(within) = self.renew_within.take() {
+                renewal_at = renewal_at.min(Instant::now() + within.mul_f64(rand::random()));
+            }
             tokio::select! {
                 biased;
                 message = inbound.message() => match message {
@@ -228,6 +237,10 @@ impl<'a> Session<'a> {
             Some(hub_message::Message::Ping(_)) => {
                 self.pending
                     .push_back(member_message::Message::Pong(proto::Pong {}));
+            }
+            Some(hub_message::Message::Renew(asked)) => {
+                let within = Duration::from_secs(asked.within_seconds.into()).min(RENEW_LIMIT);
+                self.renew_within = Some(within);
             }
             Some(hub_message::Message::LeaveAccepted(_)) if !self.link.leaving.is_empty() => {
                 for answer in self.link.leaving.drain(..) {

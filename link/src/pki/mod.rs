@@ -1,11 +1,13 @@
 //! The federation's small PKI: one CA on the hub, short-lived leaf certificates, join tokens and the pin.
 
+mod authorities;
 mod authority;
 mod csr;
 mod identity;
 mod pin;
 mod token;
 
+pub use authorities::{Authorities, AuthoritiesWatch, TrustState};
 pub use authority::{CertificateAuthority, Issued, Serial};
 pub use csr::{KeyAndCsr, RequestedKey};
 pub use identity::{CertificateInfo, MemberIdentity};

@@ -12,7 +12,7 @@ use super::PkiError;
 
 /// SHA-256 of a CA certificate's SubjectPublicKeyInfo (DER), as in RFC 7469. Survives a re-issue of the
 /// certificate with the same key. Written `sha256:<64 hex digits>`.
-#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Pin(Digest);
 
 impl Pin {

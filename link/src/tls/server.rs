@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use super::verify::GraceVerifier;
 use super::{ALPN, provider};
 use crate::hub::ServeError;
-use crate::pki::{CertificateAuthority, PkiError, certificates, private_key};
+use crate::pki::{Authorities, AuthoritiesWatch, PkiError, certificates, private_key};
 
 /// Longest time for a handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ const HANDSHAKES: usize = 128;
 /// The hub's TLS settings. Each handshake takes what is current.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    authority: Arc<CertificateAuthority>,
+    authorities: AuthoritiesWatch,
     lifetime: Duration,
     grace: Duration,
     current: ArcSwap<ServerConfig>,
@@ -33,25 +33,36 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     pub(crate) fn new(
-        authority: Arc<CertificateAuthority>,
+        authorities: AuthoritiesWatch,
         lifetime: Duration,
         grace: Duration,
     ) -> Result<Self, ServeError> {
-        let current = ArcSwap::from_pointee(config(&authority, lifetime, grace)?);
+        let first = config(&authorities.borrow(), lifetime, grace)?;
+        let current = ArcSwap::from_pointee(first);
         Ok(Self {
-            authority,
+            authorities,
             lifetime,
             grace,
             current,
         })
     }
 
-    /// Replaces the certificate at half of each one's life, for as long as it is polled.
+    /// Replaces the certificate at half of each one's life and when the CAs change, for as long as it is polled.
     pub(crate) async fn keep_fresh(&self) {
         let mut wait = self.lifetime / 2;
+        let mut authorities = self.authorities.clone();
+        // They may have changed since `new` looked.
+        authorities.mark_changed();
         loop {
-            tokio::time::sleep(wait).await;
-            match config(&self.authority, self.lifetime, self.grace) {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                changed = authorities.changed() => if changed.is_err() {
+                    // Nobody changes them any more.
+                    tokio::time::sleep(wait).await;
+                },
+            }
+            let now = authorities.borrow_and_update().clone();
+            match config(&now, self.lifetime, self.grace) {
                 Ok(fresh) => {
                     self.current.store(Arc::new(fresh));
                     wait = self.lifetime / 2;
@@ -66,17 +77,19 @@ impl Endpoint {
 }
 
 fn config(
-    authority: &CertificateAuthority,
+    authorities: &Authorities,
     lifetime: Duration,
     grace: Duration,
 ) -> Result<ServerConfig, ServeError> {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.certificate().clone())?;
+    for authority in authorities.trusted() {
+        roots.add(authority.clone())?;
+    }
     let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
         .allow_unauthenticated()
         .build()
         .map_err(|e| PkiError::unusable("the CA certificate", &e))?;
-    let (key, issued) = authority.issue_server(lifetime)?;
+    let (key, issued) = authorities.signing().issue_server(lifetime)?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(GraceVerifier { inner, grace }))

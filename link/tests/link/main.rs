@@ -5,3 +5,4 @@ mod certificates;
 mod common;
 mod enroll;
 mod plans;
+mod rotation;

@@ -12,14 +12,16 @@ use spillway_core::plan::{Digest, Plan, Resource, ResourceKey};
 use spillway_crds::member::{PeerNode, PlannedPeerSpec};
 use spillway_link::MemberReport;
 use spillway_link::hub::{
-    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, HubConfig, PublishedPlan, Refusal, SessionInfo,
-    Unavailable, serve,
+    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, HubConfig, PublishedPlan, Refusal, Renewal,
+    SessionInfo, Unavailable, serve,
 };
 use spillway_link::member::{
     ConnectionState, Held, Link, LinkHandle, MemberBackend, MemberConfig, RefusedUpdate, StoreError,
     VerifiedUpdate,
 };
-use spillway_link::pki::{CertificateAuthority, KeyAndCsr, MemberIdentity, RequestedKey, Serial, Token};
+use spillway_link::pki::{
+    Authorities, CertificateAuthority, KeyAndCsr, MemberIdentity, RequestedKey, Serial, Token, TrustState,
+};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -88,6 +90,8 @@ pub struct HubStore {
     pub tokens: Mutex<HashMap<Digest, TokenState>>,
     pub plans: Mutex<HashMap<String, watch::Sender<Option<Arc<PublishedPlan>>>>>,
     pub revoked: Mutex<HashSet<String>>,
+    /// What the holders of renewed certificates hold, by serial number.
+    pub trust: Mutex<HashMap<String, TrustState>>,
     pub events: mpsc::UnboundedSender<HubEvent>,
 }
 
@@ -139,9 +143,19 @@ impl HubBackend for HubStore {
         std::mem::replace(state, Err(EnrollRefusal::TokenUsed)).map(|()| Enrolled)
     }
 
-    async fn renewed(&self, _: &str, old: &str, new: &str) -> Result<(), Unavailable> {
-        self.tell(HubEvent::Renewed(old.into(), new.into()));
+    async fn renewed(&self, _: &str, renewal: &Renewal) -> Result<(), Unavailable> {
+        let new = renewal.new_serial.to_string();
+        self.trust.lock().unwrap().insert(new.clone(), renewal.trust.clone());
+        self.tell(HubEvent::Renewed(renewal.old_serial.clone(), new));
         Ok(())
+    }
+
+    /// Of certificates that the test made itself nothing is on record; they hold what was there first.
+    fn outdated(&self, _: &str, serial: &str, now: &TrustState) -> bool {
+        match self.trust.lock().unwrap().get(serial) {
+            Some(held) => held != now,
+            None => now.trusted.len() > 1,
+        }
     }
 
     fn revoked(&self, _: &str, serial: &str) -> bool {
@@ -183,6 +197,7 @@ impl HubBackend for HubStore {
 /// A hub that listens.
 pub struct Hub {
     pub authority: Arc<CertificateAuthority>,
+    pub authorities: watch::Sender<Arc<Authorities>>,
     pub store: Arc<HubStore>,
     pub events: mpsc::UnboundedReceiver<HubEvent>,
     pub address: SocketAddr,
@@ -194,6 +209,8 @@ pub fn quick_config() -> HubConfig {
     HubConfig {
         revocation_interval: Duration::from_millis(20),
         retry_refused: Duration::from_millis(50),
+        renewal_spread: Duration::ZERO,
+        retry_renewal: Duration::from_secs(1),
         ..HubConfig::new("hub-1", 5)
     }
 }
@@ -211,6 +228,7 @@ impl Hub {
             tokens: Mutex::default(),
             plans: Mutex::default(),
             revoked: Mutex::default(),
+            trust: Mutex::default(),
             events,
         });
         Self::on(listener, authority, &store, config)
@@ -227,16 +245,19 @@ impl Hub {
             tokens: Mutex::default(),
             plans: Mutex::new(old.plans.lock().unwrap().clone()),
             revoked: Mutex::new(old.revoked.lock().unwrap().clone()),
+            trust: Mutex::new(old.trust.lock().unwrap().clone()),
             events: sender,
         });
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = Box::pin(serve(listener, authority.clone(), config, store.clone(), async {
+        let (authorities, newest) = watch::channel(Arc::new(Authorities::from(reload(&authority))));
+        let serving = Box::pin(serve(listener, newest, config, store.clone(), async {
             let _ = stopped.await;
         }));
         let task = tokio::spawn(async move { serving.await.unwrap() });
         Self {
             authority,
+            authorities,
             store,
             events,
             address,
@@ -296,6 +317,11 @@ impl Hub {
         })
         .await
     }
+}
+
+/// The same CA once more, as after a restart.
+pub fn reload(authority: &CertificateAuthority) -> CertificateAuthority {
+    CertificateAuthority::load(authority.certificate_pem(), authority.key_pem()).unwrap()
 }
 
 pub fn identity(authority: &CertificateAuthority, member: &str, life: Duration) -> MemberIdentity {

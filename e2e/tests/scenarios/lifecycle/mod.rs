@@ -1,0 +1,13 @@
+//! Group `lifecycle`: what happens to a federation over the years.
+
+mod authority;
+
+use crate::shared::{Scenario, scenario};
+
+/// The group's scenarios, in the order in which they run.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!("lifecycle", authority::the_ca_is_replaced_while_everything_runs),
+        scenario!("lifecycle", authority::a_member_that_is_away_is_waited_for),
+    ]
+}
