@@ -280,7 +280,9 @@ impl CaRotation {
             .filter(|n| !n.is_empty())
             .map(str::to_owned)
             .collect();
-        let count = data.get("ca_rotation_waits_for_count").and_then(|c| c.parse().ok());
+        let count = data
+            .get("ca_rotation_waits_for_count")
+            .and_then(|c| c.parse().ok());
         Some(Self {
             phase,
             count: count.unwrap_or(waits_for.len()),
@@ -298,7 +300,11 @@ impl CaRotation {
         match self.waits_for.as_slice() {
             [] => what.to_owned(),
             names if names.len() < self.count => {
-                format!("{what}; missing: {} and {} more", names.join(", "), self.count - names.len())
+                format!(
+                    "{what}; missing: {} and {} more",
+                    names.join(", "),
+                    self.count - names.len()
+                )
             }
             names => format!("{what}; missing: {}", names.join(", ")),
         }

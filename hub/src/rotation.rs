@@ -61,7 +61,12 @@ fn holds(status: &MemberStatus, wanted: &TrustState) -> bool {
     status.serial_in_use.is_some()
         && status.serial_in_use == status.certificate_serial
         && status.certificate_issuer == Some(wanted.issuer.to_string())
-        && status.trusted_authorities.iter().cloned().collect::<BTreeSet<_>>() == pins
+        && status
+            .trusted_authorities
+            .iter()
+            .cloned()
+            .collect::<BTreeSet<_>>()
+            == pins
 }
 
 /// True where a member with this certificate should renew it now, since what it holds isn't `now`.
@@ -194,7 +199,10 @@ impl Rotation {
             again = match self.act(current, &mut told).await {
                 Ok(()) => false,
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "the rotation of the CA can't go on; trying again");
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the rotation of the CA can't go on; trying again"
+                    );
                     true
                 }
             };
@@ -206,8 +214,8 @@ impl Rotation {
         secret: &Secret,
         told: &mut Option<BTreeMap<&'static str, String>>,
     ) -> anyhow::Result<()> {
-        let identity = read(secret)
-            .with_context(|| format!("Secret {}/{CA_SECRET}; restore it", self.namespace))?;
+        let identity =
+            read(secret).with_context(|| format!("Secret {}/{CA_SECRET}; restore it", self.namespace))?;
         let (phase, hub_id) = (identity.phase, identity.hub_id.clone());
         let now = identity.authorities.state().clone();
         self.take_over(identity).await?;
@@ -219,7 +227,13 @@ impl Rotation {
         let asked = annotations.get(ASKED);
         let without = names(annotations.get(WITHOUT));
         let members = self.members.objects();
-        let step = decide(phase, asked.is_some(), &without, &now, members.values().map(AsRef::as_ref));
+        let step = decide(
+            phase,
+            asked.is_some(),
+            &without,
+            &now,
+            members.values().map(AsRef::as_ref),
+        );
         let progress = progress(phase, &step);
         if told.as_ref() != Some(&progress) {
             self.tell(&progress).await?;
@@ -312,11 +326,24 @@ mod tests {
         let none = BTreeSet::new();
         let mut current = secret(&first);
         let before = read(&current).expect("whole").authorities.state().clone();
-        let mut fleet = vec![member("a", Some(&before)), member("b", Some(&before)), member("made-by-hand", None)];
-        assert_eq!(decide(Phase::Steady, false, &none, &before, fleet.iter()), Step::Rest);
-        assert_eq!(decide(Phase::Steady, true, &none, &before, fleet.iter()), Step::Begin);
+        let mut fleet = vec![
+            member("a", Some(&before)),
+            member("b", Some(&before)),
+            member("made-by-hand", None),
+        ];
+        assert_eq!(
+            decide(Phase::Steady, false, &none, &before, fleet.iter()),
+            Step::Rest
+        );
+        assert_eq!(
+            decide(Phase::Steady, true, &none, &before, fleet.iter()),
+            Step::Begin
+        );
         let mut step = Step::Begin;
-        for (phase, done) in [(Phase::Distributing, Step::Switch), (Phase::Retiring, Step::Retire)] {
+        for (phase, done) in [
+            (Phase::Distributing, Step::Switch),
+            (Phase::Retiring, Step::Retire),
+        ] {
             current = stepped(current, &step, "h").expect("can be done");
             let identity = read(&current).expect("whole");
             assert_eq!(identity.phase, phase);
@@ -348,7 +375,13 @@ mod tests {
             status.serial_in_use = Some("1".into());
         }
         assert_eq!(
-            decide(Phase::Distributing, false, &BTreeSet::new(), &now, std::iter::once(&member)),
+            decide(
+                Phase::Distributing,
+                false,
+                &BTreeSet::new(),
+                &now,
+                std::iter::once(&member)
+            ),
             Step::Wait(vec!["a".into()])
         );
     }
@@ -359,7 +392,14 @@ mod tests {
         let mut asked = secret(&ca);
         asked.metadata.annotations = Some(BTreeMap::from([(ASKED.into(), "b, c".into())]));
         let begun = stepped(asked, &Step::Begin, "h").expect("can be done");
-        assert_eq!(begun.annotations().get(ASKED), None, "one request is one rotation");
-        assert_eq!(names(begun.annotations().get(WITHOUT)), BTreeSet::from(["b".into(), "c".into()]));
+        assert_eq!(
+            begun.annotations().get(ASKED),
+            None,
+            "one request is one rotation"
+        );
+        assert_eq!(
+            names(begun.annotations().get(WITHOUT)),
+            BTreeSet::from(["b".into(), "c".into()])
+        );
     }
 }

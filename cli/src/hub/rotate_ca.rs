@@ -59,8 +59,11 @@ pub async fn run(target: &Target, rotate: &HubRotateCa, ui: &Ui) -> Result<(), F
 
 async fn info(cluster: &Cluster) -> Result<HubInfo, Failure> {
     cluster.hub_info().await?.ok_or_else(|| {
-        Failure::new(Exit::NotFound, format!("{} has no hub that has run", cluster.name))
-            .fix("name the hub's cluster with --kubeconfig or --context")
+        Failure::new(
+            Exit::NotFound,
+            format!("{} has no hub that has run", cluster.name),
+        )
+        .fix("name the hub's cluster with --kubeconfig or --context")
     })
 }
 
@@ -69,10 +72,11 @@ async fn known(cluster: &Cluster, without: &[String]) -> Result<(), Failure> {
     let members: Api<Member> = Api::all(cluster.client.clone());
     for name in without {
         if cluster.get(members.clone(), name, "Member").await?.is_none() {
-            return Err(
-                Failure::new(Exit::NotFound, format!("--without {name}: there is no such member"))
-                    .fix("see which there are: spillway status"),
-            );
+            return Err(Failure::new(
+                Exit::NotFound,
+                format!("--without {name}: there is no such member"),
+            )
+            .fix("see which there are: spillway status"));
         }
     }
     Ok(())

@@ -273,7 +273,10 @@ impl<'a> Session<'a> {
         let now = self.authorities.borrow().clone();
         let SessionInfo { member, serial, .. } = self.info;
         if self.backend.outdated(member, serial, now.state()) {
-            info!(member, serial, "the hub's CAs change: the member is asked to renew");
+            info!(
+                member,
+                serial, "the hub's CAs change: the member is asked to renew"
+            );
             self.asked_to_renew = Some(Instant::now());
             let within_seconds = u32::try_from(self.config.renewal_spread.as_secs()).unwrap_or(u32::MAX);
             self.pending

@@ -31,7 +31,9 @@ fn authorities(signing: &CertificateAuthority, besides: &[&CertificateAuthority]
 async fn lets_in(hub: &Hub, ca: &CertificateAuthority, identity: &MemberIdentity) -> bool {
     let ca = ca.certificate_pem();
     tls(hub.address, ca, Some(identity)).await.is_ok()
-        && RawMember::connect(hub.address, ca, Some(identity), hello()).await.is_ok()
+        && RawMember::connect(hub.address, ca, Some(identity), hello())
+            .await
+            .is_ok()
 }
 
 #[tokio::test]
@@ -46,20 +48,32 @@ async fn a_ca_follows_another_and_no_member_notices() {
     // The next one is trusted before anything is signed by it.
     hub.authorities.send_replace(authorities(&old, &[&next]));
     let held = renewed(&mut hub, &member).await;
-    assert_eq!(held.ca_pem, old.certificate_pem().to_owned() + next.certificate_pem());
+    assert_eq!(
+        held.ca_pem,
+        old.certificate_pem().to_owned() + next.certificate_pem()
+    );
 
     // It signs; who trusts only the one before would no longer take this for its hub.
     hub.authorities.send_replace(authorities(&next, &[&old]));
     let held = renewed(&mut hub, &member).await;
     assert!(lets_in(&hub, &next, &held).await);
-    assert!(!lets_in(&hub, &old, &held).await, "the endpoint shows the next one");
-    assert!(lets_in(&hub, &next, &first).await, "certificates of the one before are still good");
+    assert!(
+        !lets_in(&hub, &old, &held).await,
+        "the endpoint shows the next one"
+    );
+    assert!(
+        lets_in(&hub, &next, &first).await,
+        "certificates of the one before are still good"
+    );
 
     // The one before is forgotten.
     hub.authorities.send_replace(authorities(&next, &[]));
     let held = renewed(&mut hub, &member).await;
     assert_eq!(held.ca_pem, next.certificate_pem());
-    assert!(!lets_in(&hub, &next, &first).await, "and what it signed is worth nothing");
+    assert!(
+        !lets_in(&hub, &next, &first).await,
+        "and what it signed is worth nothing"
+    );
 
     let target = hub.store.publish("fra-1", &plan(&["a"]));
     assert_eq!(member.update().await.target, target);
@@ -87,7 +101,10 @@ async fn whoever_joins_meanwhile_gets_both_and_is_pinned_to_the_one_that_signs()
     hub.authorities.send_replace(authorities(&next, &[&old]));
     let late = join(next.pin(), "fra-2").await.unwrap();
     assert!(lets_in(&hub, &next, &late).await && lets_in(&hub, &next, &early).await);
-    assert!(join(old.pin(), "fra-3").await.is_err(), "a join command of before");
+    assert!(
+        join(old.pin(), "fra-3").await.is_err(),
+        "a join command of before"
+    );
 }
 
 #[tokio::test]
@@ -98,5 +115,10 @@ async fn one_that_missed_the_word_hears_it_when_it_comes_back() {
     hub.authorities.send_replace(authorities(&old, &[&next]));
     let member = Member::start(vec![hub.endpoint()], hub.identity("fra-1"));
     hub.connected("fra-1").await;
-    assert!(renewed(&mut hub, &member).await.ca_pem.contains(next.certificate_pem()));
+    assert!(
+        renewed(&mut hub, &member)
+            .await
+            .ca_pem
+            .contains(next.certificate_pem())
+    );
 }

@@ -145,7 +145,10 @@ impl HubBackend for HubStore {
 
     async fn renewed(&self, _: &str, renewal: &Renewal) -> Result<(), Unavailable> {
         let new = renewal.new_serial.to_string();
-        self.trust.lock().unwrap().insert(new.clone(), renewal.trust.clone());
+        self.trust
+            .lock()
+            .unwrap()
+            .insert(new.clone(), renewal.trust.clone());
         self.tell(HubEvent::Renewed(renewal.old_serial.clone(), new));
         Ok(())
     }
