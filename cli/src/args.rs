@@ -87,6 +87,10 @@ pub enum HubCommand {
     /// Replace the hub's CA by a new one while everything runs, and wait until that is done. Join commands printed
     /// before are void.
     RotateCa(HubRotateCa),
+    /// Write all that the hub is into one file, CA's key included: for the day on which its cluster is lost.
+    Backup(HubBackup),
+    /// Make the hub of this cluster the one of a backup. Members come back by themselves.
+    Restore(HubRestore),
 }
 
 /// Where the images come from.
@@ -167,6 +171,28 @@ pub struct HubRotateCa {
     pub yes: bool,
     /// How long to wait. The rotation goes on all the same.
     #[arg(long, default_value = "10m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// `spillway hub backup`.
+#[derive(Args, Debug)]
+pub struct HubBackup {
+    /// The file, which must not exist yet; - is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// `spillway hub restore`.
+#[derive(Args, Debug)]
+pub struct HubRestore {
+    /// What `spillway hub backup` wrote.
+    #[arg(long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Don't ask on a terminal.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// How long to wait for the hub to stop.
+    #[arg(long, default_value = "5m", value_parser = duration)]
     pub timeout: Duration,
 }
 

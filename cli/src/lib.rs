@@ -67,6 +67,8 @@ async fn dispatch(arguments: Arguments, ui: &Ui) -> Result<(), Failure> {
     match arguments.command {
         Command::Hub(HubCommand::Install(install)) => hub::install::run(&target, install, ui).await,
         Command::Hub(HubCommand::Uninstall(uninstall)) => hub::uninstall::run(&target, &uninstall, ui).await,
+        Command::Hub(HubCommand::Backup(backup)) => hub::backup::run(&target, &backup, ui).await,
+        Command::Hub(HubCommand::Restore(restore)) => hub::restore::run(&target, &restore, ui).await,
         Command::Hub(HubCommand::RotateCa(rotate)) => hub::rotate_ca::run(&target, &rotate, ui).await,
         Command::Token(TokenCommand::Create(create)) => token::create::run(&target, create, ui).await,
         Command::Token(TokenCommand::List(list)) => token::list::run(&target, &list).await,

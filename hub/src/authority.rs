@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use spillway_link::pki::{self, Authorities, CertificateAuthority};
@@ -44,6 +45,8 @@ pub(crate) struct HubIdentity {
     pub(crate) authorities: Authorities,
     /// How far one has followed another.
     pub(crate) phase: Phase,
+    /// When the backup was made that the hub was restored from, if it was.
+    pub(crate) restored_to: Option<Timestamp>,
 }
 
 /// Loads the hub's identity; the first replica ever makes it. Waits for the API server as long as it takes.
@@ -135,6 +138,14 @@ pub(crate) fn read(secret: &Secret) -> anyhow::Result<HubIdentity> {
             .context("its epoch isn't a number")?,
         authorities: Authorities::new(signing, &besides)?,
         phase,
+        restored_to: bytes("restored_to")
+            .map(|_| {
+                field("restored_to")?
+                    .trim()
+                    .parse()
+                    .context("its restored_to isn't an RFC 3339 time")
+            })
+            .transpose()?,
     })
 }
 

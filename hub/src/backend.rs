@@ -67,6 +67,7 @@ impl Backend {
         replica: &str,
         members: Mirror<Member>,
         plans: Arc<Plans>,
+        restored_to: Option<Timestamp>,
         observed: Observed,
     ) -> Self {
         Self {
@@ -74,7 +75,7 @@ impl Backend {
             api: Api::all(client.clone()),
             members,
             plans,
-            registrar: Registrar::new(client, namespace),
+            registrar: Registrar::new(client, namespace, restored_to),
             entries: Mutex::default(),
             writers: Mutex::default(),
             observed,
@@ -180,22 +181,27 @@ impl HubBackend for Backend {
         Ok(Enrolled)
     }
 
-    async fn renewed(&self, member: &str, renewal: &Renewal) -> Result<(), Unavailable> {
+    async fn renewed(&self, renewal: &Renewal) -> Result<(), Unavailable> {
         let written = self
             .registrar
-            .renewed(member, renewal)
+            .renewed(renewal)
             .await
             .map_err(|e| Unavailable(e.to_string()))?
-            .ok_or_else(|| Unavailable(format!("the certificate of {member} was revoked meanwhile")))?;
+            .ok_or_else(|| {
+                Unavailable(format!(
+                    "the certificate of {} was revoked meanwhile",
+                    renewal.old.member
+                ))
+            })?;
         self.members.written(written);
         self.observed.0.renewals.inc();
-        tracing::info!(cluster = member, serial = %renewal.new_serial, "certificate renewed");
+        tracing::info!(cluster = renewal.old.member, serial = %renewal.new_serial, "certificate renewed");
         Ok(())
     }
 
-    fn revoked(&self, member: &str, serial: &str) -> bool {
-        let known = self.members.get(&Key::cluster(member));
-        !known.is_some_and(|m| is_good(&m, serial))
+    fn revoked(&self, session: &SessionInfo) -> bool {
+        let known = self.members.get(&Key::cluster(&session.member));
+        !known.is_some_and(|m| is_good(&m, &session.serial) || self.registrar.is_newer(&m, session))
     }
 
     fn outdated(&self, member: &str, serial: &str, now: &TrustState) -> bool {
@@ -209,7 +215,25 @@ impl HubBackend for Backend {
 
     async fn connected(&self, session: &SessionInfo) {
         tracing::info!(cluster = session.member, session = session.id, peer = ?session.peer, version = session.agent_version, held = ?session.held, "member connected");
-        let known = self.members.get(&Key::cluster(&session.member));
+        let mut known = self.members.get(&Key::cluster(&session.member));
+        if known.as_ref().is_some_and(|m| !is_good(m, &session.serial)) {
+            match self.registrar.adopt(session).await {
+                Ok(Some(written)) => {
+                    tracing::warn!(
+                        cluster = session.member,
+                        serial = session.serial,
+                        "the member's certificate is newer than the backup that this hub was restored from; it is on record now"
+                    );
+                    known = Some(Arc::new(written.clone()));
+                    self.members.written(written);
+                }
+                Ok(None) => {}
+                // It is good all the same, and the next stream or renewal brings it on record.
+                Err(error) => {
+                    tracing::warn!(cluster = session.member, %error, "the member's certificate can't be put on record")
+                }
+            }
+        }
         self.update(&session.member, |status, live| {
             if live.is_none() {
                 // Another replica may have held the stream since this one did.

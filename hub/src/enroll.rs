@@ -1,16 +1,17 @@
 //! Enrolment: a token is checked, used up, and becomes a Member with a certificate's serial number.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde::Serialize;
 use spillway_core::plan::Digest;
 use spillway_crds::hub::{Member, MemberSpec, MemberStatus};
-use spillway_link::hub::{EnrollRefusal, EnrollRequest, Renewal};
+use spillway_link::hub::{EnrollRefusal, EnrollRequest, Renewal, SessionInfo};
 use spillway_link::pki::{Serial, Token, TrustState};
 
 use crate::api::{CALL_LIMIT, ENROLMENT, Failure, Guard, apply_status, within};
@@ -21,6 +22,8 @@ pub(crate) const TOKEN_LABEL: &str = "spillway.io/join-token";
 const TOKEN_PREFIX: &str = "spillway-token-";
 /// Certificates that one token can lead to: the first answers may get lost.
 const MOST_SERIALS: usize = 16;
+/// Certificates are valid from a little before they were made.
+const BACKDATE: SignedDuration = SignedDuration::from_mins(5);
 /// How often an enrolment that met another write of the same objects begins anew.
 const ATTEMPTS: usize = 3;
 
@@ -115,16 +118,19 @@ pub(crate) struct Certificates {
     #[serde(skip_serializing_if = "Option::is_none")]
     previous_certificate_serial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_valid_from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     certificate_issuer: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     trusted_authorities: Vec<String>,
 }
 
 impl Certificates {
-    fn new(serial: Serial, previous: Option<&str>, trust: &TrustState) -> Self {
+    fn new(serial: Serial, previous: Option<&str>, valid_from: SystemTime, trust: &TrustState) -> Self {
         Self {
             certificate_serial: serial.to_string(),
             previous_certificate_serial: previous.map(str::to_owned),
+            certificate_valid_from: rfc3339(valid_from),
             certificate_issuer: Some(trust.issuer.to_string()),
             trusted_authorities: trust.trusted.iter().map(ToString::to_string).collect(),
         }
@@ -135,6 +141,7 @@ impl Certificates {
         Some(Self {
             certificate_serial: status.certificate_serial.clone()?,
             previous_certificate_serial: status.previous_certificate_serial.clone(),
+            certificate_valid_from: status.certificate_valid_from.clone(),
             certificate_issuer: status.certificate_issuer.clone(),
             trusted_authorities: status.trusted_authorities.clone(),
         })
@@ -145,14 +152,30 @@ impl Certificates {
 pub(crate) struct Registrar {
     tokens: Api<Secret>,
     members: Api<Member>,
+    /// When the backup was made that this hub was restored from.
+    restored_to: Option<Timestamp>,
 }
 
 impl Registrar {
-    pub(crate) fn new(client: &Client, namespace: &str) -> Self {
+    pub(crate) fn new(client: &Client, namespace: &str, restored_to: Option<Timestamp>) -> Self {
         Self {
             tokens: Api::namespaced(client.clone(), namespace),
             members: Api::all(client.clone()),
+            restored_to,
         }
+    }
+
+    /// True where the certificate isn't on record because it was given after the backup that this hub was restored
+    /// from. The CA has signed it for this member; of several the newest counts, so that one that was replaced since
+    /// is good until the member itself has come, at most.
+    pub(crate) fn is_newer(&self, member: &Member, session: &SessionInfo) -> bool {
+        let (Some(backup), Ok(from)) = (self.restored_to, Timestamp::try_from(session.not_before)) else {
+            return false;
+        };
+        let status = member.status.clone().unwrap_or_default();
+        let recorded: Option<Timestamp> = status.certificate_valid_from.and_then(|t| t.parse().ok());
+        // Never by hand: such a member has to join.
+        status.certificate_serial.is_some() && from + BACKDATE >= backup && recorded.is_none_or(|r| from > r)
     }
 
     /// Checks the token, uses it up and records the member. Returns the member as it stands then.
@@ -216,7 +239,7 @@ impl Registrar {
             let member = new_member(&request.member, record);
             within(CALL_LIMIT, self.members.create(&PostParams::default(), &member)).await?
         };
-        let certificates = Certificates::new(request.serial, None, &request.trust);
+        let certificates = Certificates::new(request.serial, None, request.valid_from, &request.trust);
         apply_status(
             &self.members,
             ENROLMENT,
@@ -253,13 +276,38 @@ impl Registrar {
     /// Records a renewal: the certificate that asked for it stays good, the one before ends. `None` where the
     /// one that asked isn't good any more, by the newest version and not only by this replica's copy: a
     /// renewal that crosses a new enrolment mustn't undo it.
-    pub(crate) async fn renewed(&self, name: &str, renewal: &Renewal) -> Result<Option<Member>, Failure> {
-        let old = renewal.old_serial.as_str();
-        let certificates = Certificates::new(renewal.new_serial, Some(old), &renewal.trust);
+    pub(crate) async fn renewed(&self, renewal: &Renewal) -> Result<Option<Member>, Failure> {
+        let old = renewal.old.serial.as_str();
+        let (from, trust) = (renewal.valid_from, &renewal.trust);
+        let certificates = Certificates::new(renewal.new_serial, Some(old), from, trust);
+        self.put_on_record(&renewal.old, &certificates).await
+    }
+
+    /// Records a certificate that was given after the backup that this hub was restored from.
+    pub(crate) async fn adopt(&self, session: &SessionInfo) -> Result<Option<Member>, Failure> {
+        let certificates = Certificates {
+            certificate_serial: session.serial.clone(),
+            previous_certificate_serial: None,
+            certificate_valid_from: rfc3339(session.not_before),
+            // What came with it isn't known: the member will be asked to renew.
+            certificate_issuer: None,
+            trusted_authorities: Vec::new(),
+        };
+        self.put_on_record(session, &certificates).await
+    }
+
+    /// Where `session`'s certificate is good by the newest version of the member.
+    async fn put_on_record(
+        &self,
+        session: &SessionInfo,
+        certificates: &Certificates,
+    ) -> Result<Option<Member>, Failure> {
+        let name = session.member.as_str();
         let mut last = None;
         for _ in 0..ATTEMPTS {
             let member = within(CALL_LIMIT, self.members.get_opt(name)).await?;
-            let Some(member) = member.filter(|m| is_good(m, old)) else {
+            let good = |m: &Member| is_good(m, &session.serial) || self.is_newer(m, session);
+            let Some(member) = member.filter(good) else {
                 return Ok(None);
             };
             let meta = &member.metadata;
@@ -268,7 +316,7 @@ impl Registrar {
                 ENROLMENT,
                 meta,
                 Guard::Version,
-                &certificates,
+                certificates,
                 CALL_LIMIT,
             )
             .await
@@ -281,6 +329,11 @@ impl Registrar {
         }
         last.map_or(Ok(None), Err)
     }
+}
+
+/// Whole seconds, as certificates have them.
+fn rfc3339(time: SystemTime) -> Option<String> {
+    Timestamp::try_from(time).ok().map(|t| t.to_string())
 }
 
 /// True where the certificate with this serial number is one of the member's.
@@ -314,7 +367,6 @@ fn new_member(name: &str, record: &Record) -> Member {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::jiff::SignedDuration;
     use spillway_link::pki::{Authorities, CertificateAuthority};
 
     use super::*;
@@ -355,6 +407,7 @@ mod tests {
             token: Token::generate(),
             member: "fra-1".into(),
             serial: Serial::random(),
+            valid_from: SystemTime::now(),
             key: mine,
             trust: Authorities::from(CertificateAuthority::generate("h").expect("a CA"))
                 .state()

@@ -189,6 +189,7 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         &args.replica_name,
         mirrors.members.clone(),
         plans,
+        identity.restored_to,
         observed,
     ));
     _ = later.set((leadership, backend.clone()));

@@ -78,6 +78,11 @@ pub struct MemberStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub previous_certificate_serial: Option<String>,
+    /// From when the newest certificate is valid (RFC 3339). After the hub was restored from a backup, one that is
+    /// newer than this is taken for the member's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    pub certificate_valid_from: Option<String>,
     /// Pin of the CA that signed the newest certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 71))]

@@ -21,6 +21,8 @@ pub struct EnrollRequest {
     pub member: String,
     /// Serial number that its certificate will have.
     pub serial: Serial,
+    /// From when that certificate is valid.
+    pub valid_from: SystemTime,
     /// SHA-256 of its public key (SPKI). The answer to an enrolment may get lost, so a backend may let
     /// the same token through again for the same key, and only for that.
     pub key: Digest,
@@ -31,10 +33,12 @@ pub struct EnrollRequest {
 /// A new certificate for a member, and the CAs that come with it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Renewal {
-    /// Serial number (32 hex digits) of the certificate that asks.
-    pub old_serial: String,
+    /// The stream's or call's certificate, which asks.
+    pub old: SessionInfo,
     /// Serial number of the new one.
     pub new_serial: Serial,
+    /// From when the new one is valid.
+    pub valid_from: SystemTime,
     /// What the member holds of the hub's CAs once it has the answer.
     pub trust: TrustState,
 }
@@ -88,6 +92,8 @@ pub struct SessionInfo {
     pub member: String,
     /// Serial number of its certificate, 32 hex digits.
     pub serial: String,
+    /// From when the certificate is valid.
+    pub not_before: SystemTime,
     /// Until when the certificate is valid.
     pub not_after: SystemTime,
     /// Counts the streams of this process.
@@ -136,8 +142,8 @@ pub trait HubBackend: Send + Sync + 'static {
     async fn enroll(&self, request: EnrollRequest) -> Result<Enrolled, EnrollRefusal>;
 
     /// A member gets a new certificate. It isn't handed out when this fails.
-    async fn renewed(&self, member: &str, renewal: &Renewal) -> Result<(), Unavailable> {
-        let _ = (member, renewal);
+    async fn renewed(&self, renewal: &Renewal) -> Result<(), Unavailable> {
+        let _ = renewal;
         Ok(())
     }
 
@@ -148,10 +154,10 @@ pub trait HubBackend: Send + Sync + 'static {
         false
     }
 
-    /// True where this certificate is no longer good, also because the member was deleted. Asked at every
+    /// True where the session's certificate is no longer good, also because the member was deleted. Asked at every
     /// connection, renewal and plan, and every [`super::HubConfig::revocation_interval`] on live streams;
     /// answer from memory.
-    fn revoked(&self, member: &str, serial: &str) -> bool;
+    fn revoked(&self, session: &SessionInfo) -> bool;
 
     /// The member's plan, newest value only. `None` until there is one: the stream is held open meanwhile.
     /// When the sender goes away, the last value stays.

@@ -61,6 +61,7 @@ impl EnrollService {
                 token,
                 member: request.member,
                 serial,
+                valid_from: issued.not_before,
                 key: key.fingerprint(),
                 trust: authorities.state().clone(),
             })

@@ -139,6 +139,7 @@ impl LinkService {
         Ok(SessionInfo {
             member: certificate.member,
             serial: certificate.serial,
+            not_before: certificate.not_before,
             not_after: certificate.not_after,
             id: self.sessions.fetch_add(1, Ordering::Relaxed) + 1,
             peer: request.remote_addr(),
@@ -159,7 +160,7 @@ impl Link for LinkService {
     ) -> Result<Response<proto::RenewResponse>, Status> {
         let caller = self.caller(&request)?;
         // One that has ended may renew (the handshake has checked the grace), a revoked one never.
-        if self.backend.revoked(&caller.member, &caller.serial) {
+        if self.backend.revoked(&caller) {
             return Err(Status::permission_denied("the member's certificate was revoked"));
         }
         let key = RequestedKey::from_csr(&request.into_inner().csr_der)
@@ -172,18 +173,19 @@ impl Link for LinkService {
             .issue_member(&key, &caller.member, serial, self.config.member_lifetime)
             .map_err(|e| Status::internal(e.to_string()))?;
         let renewal = Renewal {
-            old_serial: caller.serial.clone(),
+            old: caller,
             new_serial: serial,
+            valid_from: issued.not_before,
             trust: authorities.state().clone(),
         };
-        self.backend
-            .renewed(&caller.member, &renewal)
-            .await
-            .map_err(|e| {
-                warn!(member = caller.member, error = %e, "a certificate can't be renewed now");
-                Status::unavailable(e.to_string())
-            })?;
-        info!(member = caller.member, old = caller.serial, new = %serial, "a certificate was renewed");
+        let SessionInfo {
+            member, serial: old, ..
+        } = &renewal.old;
+        self.backend.renewed(&renewal).await.map_err(|e| {
+            warn!(member, error = %e, "a certificate can't be renewed now");
+            Status::unavailable(e.to_string())
+        })?;
+        info!(member, old, new = %serial, "a certificate was renewed");
         Ok(Response::new(proto::RenewResponse {
             certificate: Some(proto::Certificate {
                 chain_pem: issued.chain_pem,

@@ -381,7 +381,7 @@ pub(super) fn good(backend: &dyn HubBackend, info: &SessionInfo) -> Result<(), S
             "the member's certificate has ended; renew it",
         ));
     }
-    if backend.revoked(&info.member, &info.serial) {
+    if backend.revoked(info) {
         return Err(Status::permission_denied("the member's certificate was revoked"));
     }
     Ok(())

@@ -52,6 +52,8 @@ pub struct Issued {
     pub chain_pem: String,
     /// Its serial number.
     pub serial: Serial,
+    /// Valid from, in whole seconds: a little before it was made.
+    pub not_before: SystemTime,
     /// Valid until.
     pub not_after: SystemTime,
 }
@@ -175,6 +177,7 @@ impl CertificateAuthority {
         Ok(Issued {
             chain_pem: certificate.pem() + &self.certificate_pem,
             serial: leaf.serial,
+            not_before: whole_seconds(now - BACKDATE),
             not_after: now + leaf.lifetime,
         })
     }
@@ -194,6 +197,12 @@ fn dated(now: SystemTime, lifetime: Duration) -> Result<CertificateParams, PkiEr
     params.not_before = (now - BACKDATE).into();
     params.not_after = (now + lifetime).into();
     Ok(params)
+}
+
+/// As a certificate says it (RFC 5280, 4.1.2.5).
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
 fn common_name(name: &str) -> DistinguishedName {
@@ -240,6 +249,7 @@ mod tests {
         let info = CertificateInfo::read(&chain[0]).expect("a member's certificate");
         assert_eq!((info.member.as_str(), info.serial), ("fra-1", serial.to_string()));
         assert!(info.not_before < SystemTime::now() && info.not_after > SystemTime::now());
+        assert_eq!(info.not_before, issued.not_before);
         let text = String::from_utf8_lossy(&chain[0]).into_owned();
         assert!(!text.contains("i-am-admin") && !text.contains("other") && !text.contains(SERVER_NAME));
     }

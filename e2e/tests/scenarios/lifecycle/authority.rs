@@ -28,7 +28,10 @@ pub(crate) async fn the_ca_is_replaced_while_everything_runs(fed: &Federation) -
     let (rotated, held) = tokio::join!(rotation, pod.talk(OUTSIDE, "rotate", 1_000));
     rotated?;
     let held = held?;
-    ensure!(held.starts_with("203.0.113.14:"), "the connection left from {held}");
+    ensure!(
+        held.starts_with("203.0.113.14:"),
+        "the connection left from {held}"
+    );
     let after = pin(fed).await?;
     ensure!(before != after, "the pin is what it was");
     only_trust(fed, &after).await?;

@@ -143,13 +143,13 @@ impl HubBackend for HubStore {
         std::mem::replace(state, Err(EnrollRefusal::TokenUsed)).map(|()| Enrolled)
     }
 
-    async fn renewed(&self, _: &str, renewal: &Renewal) -> Result<(), Unavailable> {
+    async fn renewed(&self, renewal: &Renewal) -> Result<(), Unavailable> {
         let new = renewal.new_serial.to_string();
         self.trust
             .lock()
             .unwrap()
             .insert(new.clone(), renewal.trust.clone());
-        self.tell(HubEvent::Renewed(renewal.old_serial.clone(), new));
+        self.tell(HubEvent::Renewed(renewal.old.serial.clone(), new));
         Ok(())
     }
 
@@ -161,8 +161,8 @@ impl HubBackend for HubStore {
         }
     }
 
-    fn revoked(&self, _: &str, serial: &str) -> bool {
-        self.revoked.lock().unwrap().contains(serial)
+    fn revoked(&self, session: &SessionInfo) -> bool {
+        self.revoked.lock().unwrap().contains(&session.serial)
     }
 
     fn plan(&self, member: &str) -> watch::Receiver<Option<Arc<PublishedPlan>>> {
