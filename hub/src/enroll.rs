@@ -359,6 +359,7 @@ fn used(mut secret: Secret, request: &EnrollRequest, record: &Record, now: Times
 fn new_member(name: &str, record: &Record) -> Member {
     let spec = MemberSpec {
         partition: record.partition.clone().unwrap_or_else(|| "default".into()),
+        ..MemberSpec::default()
     };
     let mut member = Member::new(name, spec);
     member.metadata.labels = Some(record.labels.clone());

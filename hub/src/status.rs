@@ -12,7 +12,7 @@ use spillway_core::resolve::{GatewayOutcome, PolicyOutcome, Resolution};
 use spillway_crds::condition::{Condition, Verdict};
 use spillway_crds::hub::{
     AddressHolder, EgressGateway, EgressGatewayStatus, FederatedClusterEgressPolicy, FederatedEgressPolicy,
-    Member, PolicyStatus, ResolvedEgress,
+    Member, MemberPath, PolicyStatus, ResolvedEgress,
 };
 use tokio::sync::watch;
 
@@ -29,6 +29,8 @@ const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, PartialEq, Serialize)]
 struct MemberFields {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    paths: Vec<MemberPath>,
     conditions: Vec<Condition>,
 }
 
@@ -70,7 +72,8 @@ fn changes(snapshot: &Snapshot, resolution: &Resolution, now: Timestamp) -> Vec<
         let Some(verdicts) = resolution.members.get(name) else {
             continue;
         };
-        if let Some(fields) = member_fields(member, verdicts, now) {
+        let paths = resolution.paths.get(name).map_or(&[][..], Vec::as_slice);
+        if let Some(fields) = member_fields(member, verdicts, paths, now) {
             out.push(Change::Member(member.clone(), fields));
         }
     }
@@ -103,10 +106,23 @@ fn changes(snapshot: &Snapshot, resolution: &Resolution, now: Timestamp) -> Vec<
     out
 }
 
-fn member_fields(member: &Member, verdicts: &[Verdict], now: Timestamp) -> Option<MemberFields> {
-    let current = member.status.as_ref().map_or(&[][..], |s| &s.conditions);
-    let conditions = own(current, member.metadata.generation, verdicts, now);
-    (conditions != mine(current, verdicts)).then_some(MemberFields { conditions })
+fn member_fields(
+    member: &Member,
+    verdicts: &[Verdict],
+    paths: &[MemberPath],
+    now: Timestamp,
+) -> Option<MemberFields> {
+    let status = member.status.as_ref();
+    let current = status.map_or(&[][..], |s| &s.conditions);
+    let fields = MemberFields {
+        paths: paths.to_vec(),
+        conditions: own(current, member.metadata.generation, verdicts, now),
+    };
+    let standing = MemberFields {
+        paths: status.map_or_else(Vec::new, |s| s.paths.clone()),
+        conditions: mine(current, verdicts),
+    };
+    (fields != standing).then_some(fields)
 }
 
 fn gateway_fields(

@@ -8,7 +8,8 @@ use serde::Serialize;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::holds;
 use spillway_crds::hub::{
-    EgressGateway, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member, PolicyStatus, Through,
+    EgressGateway, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member, PathKind, PolicyStatus,
+    Through,
 };
 
 use super::{Problem, cell, or_dash, problem_of};
@@ -26,6 +27,8 @@ pub struct HubReport {
     pub replicas: Option<String>,
     /// Members by name.
     pub members: Vec<MemberLine>,
+    /// How members of different partitions reach each other.
+    pub paths: Vec<PathLine>,
     /// Gateways by name.
     pub gateways: Vec<GatewayLine>,
     /// Policies by namespace and name; those without a namespace first.
@@ -50,6 +53,22 @@ pub struct MemberLine {
     pub overlay: Option<String>,
     /// Version of its agent.
     pub version: Option<String>,
+}
+
+/// How nodes of two members of different partitions reach each other.
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathLine {
+    /// The first by name.
+    pub from: String,
+    /// The other.
+    pub to: String,
+    /// `Direct`, `NAT`, `Relay` or `None`.
+    pub path: String,
+    /// Relays, best first.
+    pub through: Vec<String>,
+    /// Why.
+    pub reason: String,
 }
 
 /// One gateway.
@@ -160,6 +179,7 @@ pub fn judge(
     let mut report = HubReport::default();
     for member in members {
         report.members.push(member_line(member, &mut problems));
+        path_lines(member, &mut report.paths, &mut problems);
     }
     for gateway in gateways {
         report.gateways.push(gateway_line(gateway, &mut problems));
@@ -186,6 +206,7 @@ pub fn judge(
         ));
     }
     report.members.sort_by(|a, b| a.name.cmp(&b.name));
+    report.paths.sort();
     report.gateways.sort_by(|a, b| a.name.cmp(&b.name));
     report
         .policies
@@ -255,6 +276,34 @@ fn member_line(member: &Member, problems: &mut Vec<Problem>) -> MemberLine {
         overlay: status.overlay.and_then(|o| o.ipv4),
         version: status.agent_version,
         name,
+    }
+}
+
+/// Each pair once, from the first by name.
+fn path_lines(member: &Member, lines: &mut Vec<PathLine>, problems: &mut Vec<Problem>) {
+    let name = member.metadata.name.clone().unwrap_or_default();
+    let paths = member.status.iter().flat_map(|s| &s.paths);
+    for path in paths.filter(|p| name < p.member) {
+        let end = |member: &str, nodes: &[String]| match nodes {
+            [] => member.to_owned(),
+            [node] => format!("{member}/{node}"),
+            [node, rest @ ..] => format!("{member}/{node} and {} more", rest.len()),
+        };
+        let (from, to) = (end(&name, &path.nodes), end(&path.member, &path.peers));
+        if path.kind == PathKind::None {
+            problems.push(Problem::new(
+                format!("member {name}"),
+                format!("{from} and {to} don't reach each other: {}", path.reason),
+                "",
+            ));
+        }
+        lines.push(PathLine {
+            from,
+            to,
+            path: path.kind.as_str().into(),
+            through: path.through.clone(),
+            reason: path.reason.clone(),
+        });
     }
 }
 
@@ -365,6 +414,28 @@ pub fn text(report: &HubReport) -> String {
         ],
         &rows,
     );
+    if !report.paths.is_empty() {
+        let rows: Vec<Vec<String>> = report
+            .paths
+            .iter()
+            .map(|p| {
+                vec![
+                    p.from.clone(),
+                    p.to.clone(),
+                    p.path.clone(),
+                    or_dash(Some(&p.through.join(","))),
+                    p.reason.clone(),
+                ]
+            })
+            .collect();
+        section(
+            &mut out,
+            "paths",
+            "",
+            &["BETWEEN", "AND", "PATH", "THROUGH", "WHY"],
+            &rows,
+        );
+    }
     let rows: Vec<Vec<String>> = report
         .gateways
         .iter()
@@ -456,6 +527,8 @@ mod tests {
             {"apiVersion": "spillway.io/v1alpha1", "kind": "Member", "metadata": {"name": "fra-1"}, "spec": {"partition": "default"},
              "status": {"overlay": {"ipv4": "100.64.4.0/22"}, "agentVersion": "0.1.0",
                 "plan": {"acknowledged": "d1", "programmed": "d1"},
+                "paths": [{"member": "fra-2", "kind": "Relay", "through": ["muc/n1", "muc/n2"], "reason": "neither can be called"},
+                    {"member": "ulm", "kind": "None", "nodes": ["n2"], "reason": "give one an endpoint"}],
                 "nodes": [{"name": "n1", "ready": true, "wireguard": {"waiting": 1, "paths": [{"peer": "muc/n1", "reason": "its public key isn't known yet"}]}}, {"name": "n2", "ready": false, "message": "nft: table is busy"}],
                 "conditions": [condition("Connected", "True", "Connected", "")]}},
         ]))

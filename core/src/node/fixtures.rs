@@ -79,6 +79,7 @@ fn member(name: &str, id: u8) -> PlannedMemberSpec {
         partition: "default".into(),
         tunnel: Tunnel::default(),
         encrypted: false,
+        uncallable: Vec::new(),
     }
 }
 
@@ -92,8 +93,7 @@ fn peer(name: &str, id: u8) -> PlannedPeerSpec {
             name: format!("{name}-1"),
             overlay: node.overlay,
             underlay: node.underlay,
-            endpoint: None,
-            public_keys: Vec::new(),
+            ..PeerNode::default()
         }],
     }
 }
@@ -333,8 +333,7 @@ fn stateless(mut inputs: NodeInputs) -> NodeInputs {
                 name: "b-2".into(),
                 overlay: second.overlay,
                 underlay: second.underlay,
-                endpoint: None,
-                public_keys: Vec::new(),
+                ..PeerNode::default()
             });
         }
         let gateway = &mut plan.gateways[0];
@@ -378,6 +377,83 @@ pub fn encrypted(mut inputs: NodeInputs, key: impl Fn(&str) -> Option<String>) -
             peer.encrypted = true;
             for node in &mut peer.nodes {
                 node.public_keys = keys(&node.name);
+            }
+        }
+    }
+    inputs
+}
+
+/// Ports that stand for nodes at relays.
+const RELAY_PORTS: [(&str, u16); 3] = [("a-1", 40_001), ("b-1", 40_002), ("b-2", 40_003)];
+
+fn relay_port(node: &str) -> u16 {
+    let found = RELAY_PORTS.iter().find(|(name, _)| *name == node);
+    found.map_or(0, |(_, port)| *port)
+}
+
+/// Nodes r-1 and r-2 of member r, by number: 10.0.0.3 / 100.64.12.1 and 10.0.0.13 / 100.64.12.2.
+pub fn relay_node(n: u8) -> EgressNodeSpec {
+    if n == 1 {
+        return node_of(3);
+    }
+    EgressNodeSpec {
+        overlay: addresses("100.64.12.2", "fd64:5711:0:3::2"),
+        underlay: addresses("10.0.0.13", "fd00:10::13"),
+        incarnation: None,
+    }
+}
+
+/// `inputs` encrypted, where this member's nodes and its peers' can't call each other: they go through r-1 and r-2.
+pub fn relayed(inputs: NodeInputs, key: impl Fn(&str) -> Option<String>) -> NodeInputs {
+    let mut inputs = encrypted(inputs, &key);
+    let own = inputs.nodes.keys().cloned().collect();
+    if let Some(plan) = &mut inputs.plan {
+        plan.member.encrypted = false;
+        plan.member.uncallable = own;
+        for node in plan.peers.iter_mut().flat_map(|p| &mut p.nodes) {
+            node.relays = [1, 2].map(|n| node_ref("r", &format!("r-{n}"))).to_vec();
+            node.relay_port = relay_port(&node.name);
+        }
+        let nodes = [1, 2].map(|n| {
+            let node = relay_node(n);
+            let name = format!("r-{n}");
+            PeerNode {
+                public_keys: key(&name).into_iter().collect(),
+                name,
+                overlay: node.overlay,
+                underlay: node.underlay,
+                ..PeerNode::default()
+            }
+        });
+        plan.peers.push(PlannedPeerSpec {
+            member: "r".into(),
+            partition: "default".into(),
+            encrypted: true,
+            nodes: nodes.to_vec(),
+        });
+    }
+    inputs
+}
+
+/// Node r-1 or r-2, which passes packets on between a-1 and b-1 if `granted`.
+pub fn relay(n: u8, key: impl Fn(&str) -> Option<String>, granted: bool) -> NodeInputs {
+    let plan = NodePlan {
+        digest: "c".repeat(64),
+        member: member("r", 3),
+        peers: vec![peer("a", 1), peer("b", 2)],
+        gateways: Vec::new(),
+        policies: Vec::new(),
+    };
+    let mut inputs = encrypted(inputs("r", 3, plan), key);
+    let name = format!("r-{n}");
+    inputs.nodes = BTreeMap::from([(name.clone(), relay_node(n))]);
+    inputs.node = name;
+    if let Some(plan) = &mut inputs.plan {
+        plan.member.encrypted = false;
+        for node in plan.peers.iter_mut().flat_map(|p| &mut p.nodes) {
+            node.relay_port = relay_port(&node.name);
+            if granted && node.name == "a-1" {
+                node.relayed = vec![node_ref("b", "b-1")];
             }
         }
     }

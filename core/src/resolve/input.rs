@@ -9,7 +9,8 @@ use spillway_crds::address::PrefixPair;
 use spillway_crds::condition::ConditionType;
 use spillway_crds::hub::{
     AddressSlices, Destinations, EgressGateway, EgressGatewaySpec, Encryption, FederatedClusterEgressPolicy,
-    FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Sources, Through,
+    FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Reachability,
+    Sources, Through,
 };
 use spillway_crds::member::{NodeRef, PolicyRef, Tunnel};
 
@@ -48,6 +49,8 @@ pub struct MemberInput {
     pub labels: BTreeMap<String, String>,
     /// Its partition.
     pub partition: String,
+    /// How other partitions reach its nodes.
+    pub reachability: Reachability,
     /// Recorded number.
     pub member_id: Option<u16>,
     /// Recorded overlay prefixes.
@@ -125,6 +128,7 @@ impl From<&Member> for MemberInput {
             created: created(&m.metadata),
             labels: m.metadata.labels.clone().unwrap_or_default(),
             partition: m.spec.partition.clone(),
+            reachability: m.spec.reachability,
             member_id: status.member_id,
             overlay: status.overlay,
             reported: status.node_count.is_some(),

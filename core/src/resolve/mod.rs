@@ -3,6 +3,7 @@
 //! ```text
 //!  FederationState ── gateway::Gateways ──┐
 //!        │                                ├─ plan::plans ──── Resolution.plans
+//!        │                                │    └── reach: how nodes reach each other ─ Resolution.paths
 //!        └──────────── policy::Policies ──┘        │
 //!                        │                         └─ status ── Resolution.{members,gateways,policies}
 //!                        └─ allocations not yet recorded ────── Resolution.allocations, .waiting
@@ -22,6 +23,7 @@ mod paths;
 mod plan;
 mod policy;
 mod ports;
+mod reach;
 mod shadow;
 mod slices;
 mod status;
@@ -33,7 +35,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use spillway_crds::address::PrefixPair;
 use spillway_crds::condition::Verdict;
-use spillway_crds::hub::{AddressHolder, AddressSlices, IdentityRecord, MemberNode, ResolvedEgress};
+use spillway_crds::hub::{
+    AddressHolder, AddressSlices, IdentityRecord, MemberNode, MemberPath, ResolvedEgress,
+};
 use spillway_crds::member::PolicyRef;
 
 pub use input::{FederationState, GatewayInput, MemberInput, PolicyInput};
@@ -52,6 +56,8 @@ pub struct Resolution {
     pub waiting: BTreeSet<String>,
     /// What to say of each member.
     pub members: BTreeMap<String, Vec<Verdict>>,
+    /// How each member reaches those of other partitions that it shares gateways with.
+    pub paths: BTreeMap<String, Vec<MemberPath>>,
     /// What to say of each gateway.
     pub gateways: BTreeMap<String, GatewayOutcome>,
     /// What to say of each policy.
@@ -238,6 +244,7 @@ pub fn resolve(state: &FederationState) -> Resolution {
         policies,
         waiting: made.waiting,
         plans: made.plans,
+        paths: made.paths,
     }
 }
 

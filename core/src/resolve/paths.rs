@@ -38,6 +38,11 @@ impl<'a> Encrypted<'a> {
         Self(out)
     }
 
+    /// Paths between nodes of these pairs of members must be encrypted, too.
+    pub(super) fn extend(&mut self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        self.0.extend(pairs.into_iter().map(|(a, b)| pair(a, b)));
+    }
+
     /// Whether paths between nodes of `a` and nodes of `b` must be encrypted.
     pub(super) fn between(&self, a: &str, b: &str) -> bool {
         self.0.contains(&pair(a, b))

@@ -1,9 +1,8 @@
 //! Who gets what: each member's plan holds what concerns its own pods and its own gateway nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 
-use spillway_crds::hub::{MemberNode, Translation, WireGuardStatus};
+use spillway_crds::hub::{MemberNode, MemberPath, Translation, WireGuardStatus};
 use spillway_crds::member::{
     PeerNode, PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec,
     PlannedThrough, PolicyRef,
@@ -13,6 +12,7 @@ use super::Federation;
 use super::gateway::{Gateway, Gateways};
 use super::paths::Encrypted;
 use super::policy::{Identities, Policies, Policy};
+use super::reach::{Reach, endpoint};
 use super::slices::Recorded;
 use crate::address::Addresses;
 use crate::alloc::{Egress, MemberBlock};
@@ -26,6 +26,8 @@ const MAX_KEYS: usize = 2;
 pub(super) struct Made {
     pub(super) plans: BTreeMap<String, Plan>,
     pub(super) waiting: BTreeSet<String>,
+    /// How members of different partitions reach each other.
+    pub(super) paths: BTreeMap<String, Vec<MemberPath>>,
 }
 
 /// Which members use what, gathered once over all policies.
@@ -80,9 +82,18 @@ pub(super) fn plans<'a>(
         let users = federation.members.keys().copied().filter(|m| holders.contains(m));
         usage.gateways.entry(name).or_default().extend(users);
     }
+    let mut encrypted = Encrypted::new(federation, gateways, &usage.gateways);
+    let reach = Reach::new(federation, gateways, &usage.gateways, &encrypted);
+    encrypted.extend(reach.hops(federation));
+    let paths = federation
+        .members
+        .keys()
+        .map(|m| ((*m).to_owned(), reach.paths(m).to_vec()))
+        .collect();
     let maker = Maker {
         federation,
-        encrypted: Encrypted::new(federation, gateways, &usage.gateways),
+        encrypted,
+        reach,
         gateways,
         identities,
         slices,
@@ -95,7 +106,11 @@ pub(super) fn plans<'a>(
         .iter()
         .map(|(name, block)| ((*name).to_owned(), maker.plan(name, block)))
         .collect();
-    Made { plans, waiting }
+    Made {
+        plans,
+        waiting,
+        paths,
+    }
 }
 
 struct Maker<'a, 'b> {
@@ -104,6 +119,7 @@ struct Maker<'a, 'b> {
     identities: &'b Identities,
     slices: &'b Recorded<'b>,
     encrypted: Encrypted<'a>,
+    reach: Reach<'a>,
     usage: Usage<'a>,
     /// Policies as all their members get them.
     prepared: BTreeMap<&'a PolicyRef, Prepared>,
@@ -129,6 +145,7 @@ impl<'a> Maker<'a, '_> {
             partition: input.partition.clone(),
             tunnel: self.federation.state.tunnel.clone(),
             encrypted: self.encrypted.between(member, member),
+            uncallable: self.reach.uncallable(member).map(str::to_owned).collect(),
         })];
         let own = self.usage.policies.get(member).map_or(&[][..], Vec::as_slice);
         let mut peers: BTreeMap<&str, BTreeMap<&str, &MemberNode>> = BTreeMap::new();
@@ -152,6 +169,12 @@ impl<'a> Maker<'a, '_> {
             }
             if uses || hosts {
                 resources.push(Resource::Gateway(self.gateway(gateway, member, hosts)));
+            }
+        }
+        for (name, node) in self.reach.peers(member) {
+            let found = self.federation.nodes.get_key_value(name);
+            if let Some((name, (node, found))) = found.and_then(|(m, n)| Some((m, n.get_key_value(node)?))) {
+                peers.entry(*name).or_default().insert(*node, *found);
             }
         }
         peers.remove(member);
@@ -238,9 +261,17 @@ impl<'a> Maker<'a, '_> {
             encrypted,
             nodes: nodes
                 .into_values()
-                .map(|n| PeerNode {
-                    endpoint: endpoint(n).filter(|_| encrypted && elsewhere),
-                    ..peer_node(n, encrypted)
+                .map(|n| {
+                    let node = (name, n.name.as_str());
+                    PeerNode {
+                        endpoint: endpoint(n)
+                            .filter(|_| encrypted && elsewhere)
+                            .map(|e| e.to_string()),
+                        relays: self.reach.through(member, node),
+                        relay_port: self.reach.port(node),
+                        relayed: self.reach.relayed(member, node),
+                        ..peer_node(n, encrypted)
+                    }
                 })
                 .collect(),
         }
@@ -254,18 +285,12 @@ fn peer_node(node: &MemberNode, encrypted: bool) -> PeerNode {
         name: node.name.clone(),
         overlay: canonical(&node.overlay),
         underlay: canonical(&node.underlay),
-        endpoint: None,
         public_keys: match &node.wireguard {
             Some(wireguard) if encrypted => public_keys(wireguard),
             _ => Vec::new(),
         },
+        ..PeerNode::default()
     }
-}
-
-/// What a member reported as endpoint, if it is one.
-fn endpoint(node: &MemberNode) -> Option<String> {
-    let endpoint = node.endpoint.as_ref()?.parse::<SocketAddr>().ok()?;
-    Some(endpoint.to_string())
 }
 
 /// What a member reported that is a key: the API server of no other member may refuse a plan for it.

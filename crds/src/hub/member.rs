@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{AddressPair, PrefixPair};
 use crate::condition::Condition;
-use crate::hub::PortRange;
+use crate::hub::{PortRange, is_default};
 
 /// A cluster that joined the federation. Created by the hub when `spillway join` succeeds; its labels
 /// are what policies select members by.
@@ -43,6 +43,20 @@ pub struct MemberSpec {
         regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     )]
     pub partition: String,
+    /// How nodes of other partitions reach this member's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub reachability: Reachability,
+}
+
+/// How nodes of other partitions reach a member's nodes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Reachability {
+    /// At the nodes' own addresses; a node that publishes an endpoint, there.
+    #[default]
+    Routed,
+    /// Only at endpoints that nodes publish, as behind a NAT or a firewall. A node without one calls others and nobody
+    /// can call it.
+    Endpoints,
 }
 
 fn default_partition() -> String {
@@ -105,6 +119,10 @@ pub struct MemberStatus {
     /// Ranges of the member's cluster, which no policy takes, as its agent found them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranges: Option<MemberRanges>,
+    /// How its nodes and those of the members that it shares gateways with reach each other, sorted by member.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16_380))]
+    pub paths: Vec<MemberPath>,
     /// Digests of the member's plan on its way.
     #[serde(default)]
     pub plan: PlanProgress,
@@ -145,6 +163,59 @@ pub struct MemberRangeSource {
     /// How many there are, where those are not all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u32>,
+}
+
+/// How nodes of this member and of another one reach each other.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberPath {
+    /// The other member.
+    #[schemars(length(max = 63))]
+    pub member: String,
+    /// The way.
+    pub kind: PathKind,
+    /// This member's nodes for which it is this way, at most 16 of them; empty for all that need a path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 253)))]
+    pub nodes: Vec<String>,
+    /// The other's, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 253)))]
+    pub peers: Vec<String>,
+    /// Relays (`member/node`), best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 320)))]
+    pub through: Vec<String>,
+    /// Why it is this way, and where there is none, what to do.
+    #[schemars(length(max = 1024))]
+    pub reason: String,
+}
+
+/// How two nodes reach each other.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum PathKind {
+    /// Each can call the other.
+    Direct,
+    /// One can be called only; the other calls.
+    #[serde(rename = "NAT")]
+    Nat,
+    /// Neither can call the other: a gateway's node that both can call passes their packets on.
+    Relay,
+    /// Not at all.
+    #[default]
+    None,
+}
+
+impl PathKind {
+    /// The name as it stands in objects.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "Direct",
+            Self::Nat => "NAT",
+            Self::Relay => "Relay",
+            Self::None => "None",
+        }
+    }
 }
 
 /// How far the member's plan has come.

@@ -83,6 +83,10 @@ pub struct PlannedMemberSpec {
     /// Paths between this member's own nodes must be encrypted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
+    /// Nodes of this member that no other partition can call, of those that need paths there, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), inner(length(max = 253)))]
+    pub uncallable: Vec<String>,
 }
 
 /// Parameters of the VXLAN tunnel.
@@ -342,4 +346,16 @@ pub struct PeerNode {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2), inner(length(min = 44, max = 44)))]
     pub public_keys: Vec<String>,
+    /// Nodes that pass packets on between it and those of this member's nodes that can't be called either, best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub relays: Vec<NodeRef>,
+    /// The port that stands for it at relays, 32768 to 65535; 0 where it needs none.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(range(min = 0, max = 65535))]
+    pub relay_port: u16,
+    /// Nodes between which and this one this member's nodes pass packets on. Each pair is named at one of its nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub relayed: Vec<NodeRef>,
 }

@@ -474,8 +474,7 @@ impl World {
                 name: o.name.node.clone(),
                 overlay: spec(n).overlay,
                 underlay: spec(n).underlay,
-                public_keys: Vec::new(),
-                endpoint: None,
+                ..PeerNode::default()
             })
             .collect();
         let gateway = &mut plan.gateways[0];

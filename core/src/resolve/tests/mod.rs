@@ -5,6 +5,7 @@ mod paths;
 mod plans;
 mod ports;
 mod properties;
+mod reach;
 mod shadows;
 mod verdicts;
 
