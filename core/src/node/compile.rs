@@ -103,6 +103,7 @@ pub fn compile_numbered(inputs: &NodeInputs) -> Compiled {
     let parts = Parts {
         settings: &inputs.settings,
         port: plan.member.tunnel.port,
+        wireguard_port: plan.member.tunnel.wireguard_port,
         mtu: state.tunnel.as_ref().map(|t| peers.least_mtu().unwrap_or(t.mtu)),
         overlay: peers.own_overlay(),
         overlay_range: &overlay_range,

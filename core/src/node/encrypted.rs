@@ -18,7 +18,7 @@ use super::compile::overlay_range;
 use super::inputs::{NodeInputs, NodePlan};
 use super::interval::Family;
 use super::peers::{End, LAST_RESORT, METRIC, Peers, VXLAN};
-use super::state::{DesiredState, Route, RouteTarget, Rule, WireGuardDevice, WireGuardPeer};
+use super::state::{DesiredState, Route, RouteTarget, Rule, UdpPort, WireGuardDevice, WireGuardPeer};
 use crate::wireguard::PublicKey;
 
 /// Seconds between packets that only keep a path open: below the shortest time for which a NAT usually remembers a UDP
@@ -92,6 +92,15 @@ pub(super) fn device_mtu(underlay: u32, family: Family) -> u32 {
     underlay.min(LONGEST).saturating_sub(overhead(family)).max(least)
 }
 
+/// MTU of a path through a relay, where a direct one to `remote` has `direct`: WireGuard lies in WireGuard. WireGuard fills
+/// up to multiples of 16 bytes, and what it fills must have room, too.
+pub(super) fn relayed_mtu(direct: u32, remote: IpAddr) -> u32 {
+    let family = Family::of(remote);
+    let tunnel = VXLAN.of(family);
+    let inner = (direct + tunnel).saturating_sub(overhead(family));
+    (inner / 16 * 16).saturating_sub(tunnel).max(1280)
+}
+
 impl Peers {
     /// The WireGuard device, the table that leads into it and its rule.
     pub(super) fn encrypt(
@@ -134,14 +143,22 @@ impl Peers {
             .into_iter()
             .filter(|r| Family::of(r.addr()) == family)
         {
-            state.rules.insert(Rule {
-                ipv6: family == Family::V6,
-                priority: settings.rule_base,
-                mark: 0,
-                mask: 0,
-                udp: Some((range, plan.member.tunnel.port)),
-                table,
-            });
+            let tunnel = &plan.member.tunnel;
+            // Relays take WireGuard's own packets in WireGuard.
+            let relayed = self
+                .relays
+                .any()
+                .then_some(UdpPort::Source(tunnel.wireguard_port));
+            for port in relayed.into_iter().chain([UdpPort::Destination(tunnel.port)]) {
+                state.rules.insert(Rule {
+                    ipv6: family == Family::V6,
+                    priority: settings.rule_base,
+                    mark: 0,
+                    mask: 0,
+                    udp: Some((range, port)),
+                    table,
+                });
+            }
         }
         state.routes.insert(Route {
             table,

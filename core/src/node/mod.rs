@@ -3,6 +3,7 @@
 //! ```text
 //! NodeInputs ─► peers    tunnel device, forwarding entries, neighbours, overlay routes
 //!            ├► encrypted  WireGuard under the tunnel: device, table, rule
+//!            ├► relays   whom this node reaches through others, and between whom it passes packets on
 //!            ├► exits    which ways lead to a gateway now (gateways, with what the probes found)
 //!            ├► own      this node's ports of egress IPs, where pods' own nodes translate
 //!            ├► forwarded  stateless gateways of this node: who may leave with which port, whose is a reply
@@ -41,6 +42,9 @@ mod oracle_tests;
 mod own;
 mod peers;
 mod problems;
+#[cfg(test)]
+mod relayed_tests;
+mod relays;
 mod ruleset;
 pub mod sandbox;
 pub mod scope;

@@ -11,6 +11,7 @@ use spillway_crds::member::NodeRef;
 use super::encrypted::{Claims, Keys, Waiting, device_mtu};
 use super::inputs::{Addresses, NodeInputs, NodePlan};
 use super::interval::Family;
+use super::relays::Relays;
 use super::state::{DesiredState, ForwardingEntry, Neighbour, Route, RouteTarget, TunnelDevice};
 use crate::wireguard::PublicKey;
 
@@ -78,6 +79,8 @@ pub(super) struct Peers {
     pub(super) waiting: Vec<Waiting>,
     /// MTU of the WireGuard device.
     pub(super) wireguard_mtu: u32,
+    /// Whom this node reaches through others, and between whom it passes packets on.
+    pub(super) relays: Relays,
 }
 
 impl Peers {
@@ -166,9 +169,11 @@ impl Peers {
             owners.extend(peer.overlay.iter().map(|address| (address, name.clone())));
             others.insert(name, peer);
         }
+        let relays = Relays::new(inputs, plan, &mut others, &mut waiting);
         Self {
             me,
             own: Some(own),
+            relays,
             others,
             doubles,
             waiting,

@@ -162,7 +162,7 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-/// `ip rule add pref P fwmark M/MASK lookup TABLE`, or `… to PREFIX ipproto udp dport PORT lookup TABLE`.
+/// `ip rule add pref P fwmark M/MASK lookup TABLE`, or `… to PREFIX ipproto udp {sport|dport} PORT lookup TABLE`.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Rule {
     /// True for the IPv6 rule.
@@ -173,11 +173,20 @@ pub struct Rule {
     pub mark: u32,
     /// Which bits of the mark count; 0 for any mark.
     pub mask: u32,
-    /// Only for UDP to this port of these addresses.
+    /// Only for UDP to these addresses, to or from this port.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub udp: Option<(IpNet, u16)>,
+    pub udp: Option<(IpNet, UdpPort)>,
     /// Table to look up.
     pub table: u32,
+}
+
+/// A port of UDP packets.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum UdpPort {
+    /// They are sent from it.
+    Source(u16),
+    /// They are sent to it.
+    Destination(u16),
 }
 
 /// `ip neigh add proxy ADDRESS dev DEVICE`; a new one is announced with gratuitous ARP or an unsolicited

@@ -1,4 +1,4 @@
-//! Whom a node probes: the nodes that its pods may leave through, and those that it shares a gateway with.
+//! Whom a node probes: the nodes that its pods may leave through, those that it shares a gateway with, and relays.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +8,8 @@ use super::inputs::{Addresses, NodeInputs};
 use super::peers::Peers;
 use crate::wireguard::PublicKey;
 
-/// The other nodes of all gateways that policies of this member use or that this node belongs to, with their overlay
-/// addresses. A node that this one can't send to is left out: it is no next hop, whatever it would answer. Empty
+/// The other nodes of all gateways that policies of this member use or that this node belongs to, and relays to peers,
+/// with their overlay addresses. A node that this one can't send to is left out: it is no next hop, whatever it would answer. Empty
 /// without a plan and until this node has an overlay address of its own.
 pub fn watched(inputs: &NodeInputs) -> BTreeMap<NodeRef, Addresses> {
     let Some(plan) = &inputs.plan else {
@@ -21,8 +21,9 @@ pub fn watched(inputs: &NodeInputs) -> BTreeMap<NodeRef, Addresses> {
     plan.gateways
         .iter()
         .filter(|g| used.contains(g.gateway.as_str()) || g.nodes.iter().any(|n| peers.is_self(&n.node)))
-        .flat_map(|g| &g.nodes)
-        .filter_map(|n| Some((n.node.clone(), peers.get(&n.node)?.overlay)))
+        .flat_map(|g| g.nodes.iter().map(|n| &n.node))
+        .chain(&peers.relays.used)
+        .filter_map(|n| Some((n.clone(), peers.get(n)?.overlay)))
         .collect()
 }
 

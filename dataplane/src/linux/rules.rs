@@ -7,7 +7,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
-use spillway_core::node::state::Rule;
+use spillway_core::node::state::{Rule, UdpPort};
 
 use super::netlink::Requests;
 use super::step::Step;
@@ -49,7 +49,7 @@ fn read(message: RuleMessage) -> Held {
         udp: None,
         table: u32::from(header.table),
     };
-    let (mut to, mut udp, mut port) = (None, false, None);
+    let (mut to, mut udp, mut ports) = (None, false, Vec::new());
     let mut ours = false;
     let mut plain = header.action == RuleAction::ToTable
         && header.src_len == 0
@@ -65,7 +65,10 @@ fn read(message: RuleMessage) -> Held {
             RuleAttribute::Destination(address) => to = Some(*address),
             RuleAttribute::IpProtocol(IpProtocol::Udp) => udp = true,
             RuleAttribute::DestinationPortRange(range) if range.start == range.end => {
-                port = Some(range.start);
+                ports.push(UdpPort::Destination(range.start));
+            }
+            RuleAttribute::SourcePortRange(range) if range.start == range.end => {
+                ports.push(UdpPort::Source(range.start));
             }
             RuleAttribute::SuppressPrefixLen(u32::MAX)
             | RuleAttribute::SuppressIfGroup(u32::MAX)
@@ -77,11 +80,11 @@ fn read(message: RuleMessage) -> Held {
     if rule.mark == 0 && rule.mask == u32::MAX {
         rule.mask = 0;
     }
-    rule.udp = match (to, udp, port) {
-        (Some(to), true, Some(port)) => IpNet::new(to, header.dst_len).ok().map(|to| (to, port)),
+    rule.udp = match (to, udp, ports.as_slice()) {
+        (Some(to), true, [port]) => IpNet::new(to, header.dst_len).ok().map(|to| (to, *port)),
         _ => None,
     };
-    plain &= rule.udp.is_some() || (to.is_none() && header.dst_len == 0 && !udp && port.is_none());
+    plain &= rule.udp.is_some() || (to.is_none() && header.dst_len == 0 && !udp && ports.is_empty());
     Held {
         ours,
         rule: plain.then_some(rule),
@@ -113,13 +116,20 @@ fn message(rule: &Rule) -> RuleMessage {
         message.attributes.extend([
             RuleAttribute::Destination(to.network()),
             RuleAttribute::IpProtocol(IpProtocol::Udp),
-            RuleAttribute::DestinationPortRange(RulePortRange {
-                start: port,
-                end: port,
-            }),
+            match port {
+                UdpPort::Source(port) => RuleAttribute::SourcePortRange(only(port)),
+                UdpPort::Destination(port) => RuleAttribute::DestinationPortRange(only(port)),
+            },
         ]);
     }
     message
+}
+
+const fn only(port: u16) -> RulePortRange {
+    RulePortRange {
+        start: port,
+        end: port,
+    }
 }
 
 fn describe(rule: &Rule) -> String {
@@ -133,7 +143,8 @@ fn describe(rule: &Rule) -> String {
     } = rule;
     let family = if rule.ipv6 { "-6 " } else { "" };
     let selects = match udp {
-        Some((to, port)) => format!("to {to} ipproto udp dport {port}"),
+        Some((to, UdpPort::Source(port))) => format!("to {to} ipproto udp sport {port}"),
+        Some((to, UdpPort::Destination(port))) => format!("to {to} ipproto udp dport {port}"),
         None => format!("fwmark {mark:#x}/{mask:#x}"),
     };
     format!("{family}rule pref {priority} {selects} lookup {table}")

@@ -322,10 +322,11 @@ impl Live {
                             if before.address != new.address {
                                 peer.clear_allowed_ips();
                             }
+                            // A keepalive that is turned on is sent at once, and the peer answers to where it comes from.
                             if before.endpoint != new.endpoint {
                                 peer.set_endpoint(Some(new.endpoint));
+                                peer.set_keepalive(None);
                             }
-                            peer.set_keepalive((new.keepalive > 0).then_some(new.keepalive));
                         })
                         .await;
                 }
@@ -334,6 +335,7 @@ impl Live {
                         .modify_peer(&x25519(key), |peer| {
                             peer.clear_allowed_ips();
                             peer.add_allowed_ips(new.address);
+                            peer.set_keepalive((new.keepalive > 0).then_some(new.keepalive));
                         })
                         .await;
                 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use spillway_core::node::nft::{Atom, Chain, Hook, Ruleset, Set};
 use spillway_core::node::state::{
-    DesiredState, ForwardingEntry, Neighbour, ProxyNeighbour, Route, RouteTarget, Rule, TunnelDevice,
+    DesiredState, ForwardingEntry, Neighbour, ProxyNeighbour, Route, RouteTarget, Rule, TunnelDevice, UdpPort,
 };
 
 use super::Namespace;
@@ -369,7 +369,7 @@ pub fn desired() -> DesiredState {
                 priority: 20_000,
                 mark: 0,
                 mask: 0,
-                udp: Some((range.parse().expect("prefix"), 4799)),
+                udp: Some((range.parse().expect("prefix"), UdpPort::Destination(4799))),
                 table: 5_711_000,
             }))
             .collect(),

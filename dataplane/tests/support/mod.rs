@@ -1,6 +1,7 @@
 //! Network namespaces for tests: made for one test, gone with it.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
+pub mod capture;
 pub mod fixture;
 pub mod monitor;
 pub mod traffic;

@@ -36,6 +36,37 @@ impl Parts<'_> {
         };
         add("encrypted", &mut self.peers.encrypted());
         add("exposed", &mut self.peers.never_in_the_clear());
+        let relays = &self.peers.relays;
+        let port = |port: u16| Atom::Ports(port, port);
+        let doors = relays
+            .doors
+            .iter()
+            .map(|(a, p)| (vec![Atom::Ip(*a), port(*p)], None));
+        let to = relays.to.iter();
+        let to = to.map(|((from, p), to)| (vec![Atom::Ip(*from), port(*p)], Some(Atom::Ip(*to))));
+        let pairs = relays.to.iter();
+        let pairs = pairs.map(|((from, _), to)| (vec![Atom::Ip(*from), Atom::Ip(*to)], None));
+        let ports = relays
+            .ports
+            .iter()
+            .map(|(a, p)| (vec![Atom::Ip(*a)], Some(port(*p))));
+        let door = format!("{address} . inet_service");
+        for (name, set, elements) in [
+            ("doors", Set::of(&door, false), doors.collect()),
+            ("relay_to", Set::map(&door, address, false), to.collect()),
+            (
+                "relayed",
+                Set::of(&format!("{address} . {address}"), false),
+                pairs.collect(),
+            ),
+            (
+                "relay_port",
+                Set::map(address, "inet_service", false),
+                ports.collect(),
+            ),
+        ] {
+            sets.insert(format!("{name}{suffix}"), Set { elements, ..set });
+        }
     }
 
     /// In front of `raw_in`: a peer's overlay address is believed by WireGuard's word only.
@@ -67,23 +98,43 @@ impl Parts<'_> {
                 self.port
             )
         });
-        Some(tunnel.into_iter().chain(["counter drop".into()]).collect())
+        let wireguard = self.wireguard_port;
+        let relayed = own.into_iter().flat_map(|own| {
+            [
+                format!(
+                    "udp dport {wireguard} {header} saddr . udp sport @doors{suffix} {header} daddr {own} notrack return"
+                ),
+                // This node is the relay: on to whom the port stands for.
+                format!(
+                    "udp sport {wireguard} {header} daddr {own} notrack {header} daddr set {header} saddr . udp dport map \
+                     @relay_to{suffix} udp dport set {wireguard} counter return"
+                ),
+            ]
+        });
+        let rules = tunnel.into_iter().chain(relayed);
+        Some(rules.chain(["counter drop".into()]).collect())
     }
 
     /// In front of `raw_out`: the tunnel's packets get the source that the peer's WireGuard takes from this one. They
     /// bear the underlay address until then, since the tunnel device has one for all its peers.
-    pub(super) fn raw_out_encrypted(&self) -> Option<String> {
-        let Words {
-            family,
-            suffix,
-            header,
-            ..
-        } = self.underlay_words()?;
-        let own = self.overlay.get(*family)?;
-        Some(format!(
-            "udp dport {} {header} daddr @encrypted{suffix} {header} saddr set {own}",
-            self.port
-        ))
+    pub(super) fn raw_out_encrypted(&self) -> Vec<String> {
+        let Some((words, own)) = self
+            .underlay_words()
+            .and_then(|w| Some((w, self.overlay.get(w.family)?)))
+        else {
+            return Vec::new();
+        };
+        let Words { suffix, header, .. } = words;
+        vec![
+            format!(
+                "udp dport {} {header} daddr @encrypted{suffix} {header} saddr set {own}",
+                self.port
+            ),
+            format!(
+                "udp sport {} {header} daddr . udp dport @doors{suffix} notrack",
+                self.wireguard_port
+            ),
+        ]
     }
 
     /// In front of `leave`.
@@ -99,7 +150,7 @@ impl Parts<'_> {
         ]
     }
 
-    /// What enters WireGuard: the tunnel's packets and nothing else.
+    /// What enters WireGuard: the tunnel's packets, WireGuard's own to relays, what this node relays, and nothing else.
     pub(super) fn wireguard_exit(&self) -> Option<Vec<String>> {
         let Words {
             family,
@@ -114,6 +165,21 @@ impl Parts<'_> {
                 self.port
             )
         });
-        Some(tunnel.into_iter().chain(["counter drop".into()]).collect())
+        let (device, wireguard) = (&self.settings.wireguard, self.wireguard_port);
+        let relayed = own.into_iter().flat_map(|own| {
+            [
+                format!(
+                    "ct state untracked udp sport {wireguard} {header} saddr {own} {header} daddr . udp dport \
+                     @doors{suffix} return"
+                ),
+                format!(
+                    "iifname \"{device}\" ct state untracked udp sport {wireguard} udp dport {wireguard} {header} saddr . \
+                     {header} daddr @relayed{suffix} udp sport set {header} saddr map @relay_port{suffix} {header} saddr \
+                     set {own} return"
+                ),
+            ]
+        });
+        let rules = tunnel.into_iter().chain(relayed);
+        Some(rules.chain(["counter drop".into()]).collect())
     }
 }

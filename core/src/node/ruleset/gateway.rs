@@ -72,7 +72,7 @@ impl Parts<'_> {
     }
 
     pub(super) fn raw_out(&self) -> Vec<String> {
-        let mut rules: Vec<String> = self.raw_out_encrypted().into_iter().collect();
+        let mut rules = self.raw_out_encrypted();
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!(
                 "{header} daddr @underlay{suffix} udp dport {port} meta mark set 0x00000000 notrack",

@@ -23,7 +23,7 @@
 //! ```
 //!
 //! Where some path must be encrypted, `raw_wireguard` and `into_wireguard` let nothing but such peers' tunnel packets out of
-//! the WireGuard device and into it, and `raw_in` and `leave` none of these by any other.
+//! the WireGuard device and into it, and what goes to relays or is relayed; and `raw_in` and `leave` none of these by any other.
 //!
 //! Guards stand behind the NAT they check: a packet that carries an identity leaves translated as that
 //! identity demands, or not at all. No rule accepts, so that the CNI's own chains have their say.
@@ -66,6 +66,8 @@ pub(super) struct Parts<'a> {
     pub(super) settings: &'a Settings,
     /// UDP port of the tunnel.
     pub(super) port: u16,
+    /// UDP port of WireGuard.
+    pub(super) wireguard_port: u16,
     /// MTU of the tunnel device, where there is one.
     pub(super) mtu: Option<u32>,
     /// This node's overlay addresses.
