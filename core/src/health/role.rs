@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use spillway_crds::member::NodeRef;
 
 use crate::node::inputs::{Addresses, NodeInputs};
-use crate::node::{reachable, watched};
+use crate::node::{called, reachable, watched};
 
 /// What this node has to do with gateways.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -28,6 +28,8 @@ pub struct Assignment {
     pub role: Role,
     /// Where to send probes: one overlay address each, IPv4 where both nodes have it.
     pub probed: BTreeMap<NodeRef, IpAddr>,
+    /// Where to send something now and then, for nothing but that this node is heard: others than those.
+    pub called: BTreeMap<NodeRef, IpAddr>,
     /// All overlay addresses that a datagram may come from.
     pub known: BTreeMap<IpAddr, NodeRef>,
     /// The tunnel device.
@@ -49,6 +51,11 @@ impl Assignment {
         let has = |address: &IpAddr| overlay.iter().any(|o| o.is_ipv4() == address.is_ipv4());
         let probed: BTreeMap<NodeRef, IpAddr> = watched(inputs)
             .into_iter()
+            .filter_map(|(node, addresses)| Some((node, addresses.iter().find(has)?)))
+            .collect();
+        let called = called(inputs)
+            .into_iter()
+            .filter(|(node, _)| !probed.contains_key(node))
             .filter_map(|(node, addresses)| Some((node, addresses.iter().find(has)?)))
             .collect();
         let known = reachable(inputs)
@@ -86,6 +93,7 @@ impl Assignment {
                 gateway: !mine.is_empty(),
             },
             probed,
+            called,
             known,
             device: inputs.settings.device.clone(),
             underlay,

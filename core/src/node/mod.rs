@@ -59,4 +59,4 @@ mod watched;
 pub(crate) use compile::local_union;
 pub use compile::{Compiled, compile, compile_numbered};
 pub use problems::problems;
-pub use watched::{encrypted, reachable, watched};
+pub use watched::{called, encrypted, reachable, watched};

@@ -10,7 +10,7 @@ use super::inputs::NodeInputs;
 use super::nft::Atom;
 use super::state::{DesiredState, RouteTarget, UdpPort};
 use super::tests::{nft_accepts, show};
-use super::{compile, fixtures, problems, watched};
+use super::{called, compile, fixtures, problems, watched};
 use crate::wireguard::PublicKey;
 
 fn key(node: &str) -> PublicKey {
@@ -143,6 +143,28 @@ fn of_several_relays_the_best_is_used() {
 fn relays_are_probed() {
     let names: Vec<String> = watched(&source()).into_keys().map(|n| n.to_string()).collect();
     assert_eq!(names, ["b/b-1", "b/b-2", "r/r-1", "r/r-2"]);
+}
+
+#[test]
+fn who_cant_be_called_calls() {
+    let mut inputs = fixtures::relayed(fixtures::stateless_gateway(), known);
+    let names = |inputs: &NodeInputs| {
+        called(inputs)
+            .into_keys()
+            .map(|n| n.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert!(
+        names(&inputs).is_empty(),
+        "within a partition each finds the other"
+    );
+    let plan = inputs.plan.as_mut().expect("a plan");
+    for peer in &mut plan.peers {
+        peer.partition = "elsewhere".into();
+    }
+    assert_eq!(names(&inputs), ["a/a-1", "r/r-1", "r/r-2"]);
+    inputs.plan.as_mut().expect("a plan").member.uncallable.clear();
+    assert!(names(&inputs).is_empty());
 }
 
 #[test]

@@ -27,6 +27,25 @@ pub fn watched(inputs: &NodeInputs) -> BTreeMap<NodeRef, Addresses> {
         .collect()
 }
 
+/// Nodes of other partitions to which the path is encrypted and that this node has to call, since nobody can call it. Without
+/// anything to send, WireGuard calls neither for ever nor soon after the other end has lost its keys.
+pub fn called(inputs: &NodeInputs) -> BTreeMap<NodeRef, Addresses> {
+    let Some(plan) = inputs
+        .plan
+        .as_ref()
+        .filter(|p| p.member.uncallable.contains(&inputs.node))
+    else {
+        return BTreeMap::new();
+    };
+    let peers = Peers::new(inputs, plan);
+    let elsewhere = plan.peers.iter().filter(|p| p.partition != plan.member.partition);
+    let nodes = elsewhere.flat_map(|p| p.nodes.iter().map(|n| NodeRef::new(&p.member, &n.name)));
+    let found = |node: &NodeRef| peers.get(node).filter(|p| p.keys.is_some()).map(|p| p.overlay);
+    nodes
+        .filter_map(|node| Some((node.clone(), found(&node)?)))
+        .collect()
+}
+
 /// All other nodes that tunnel packets may come from and go to, with their overlay addresses.
 pub fn reachable(inputs: &NodeInputs) -> BTreeMap<NodeRef, Addresses> {
     let Some(plan) = &inputs.plan else {

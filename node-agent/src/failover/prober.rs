@@ -23,6 +23,10 @@ const MOST_UNANSWERED: usize = 8;
 /// How often the device is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often nodes hear from this one that have no other way to it: seldom, since there may be many, and often enough for
+/// WireGuard to notice a lost session within its 15 s.
+const CALL: Duration = Duration::from_secs(5);
+
 /// A probe that was sent.
 #[derive(Debug)]
 struct Sent {
@@ -37,6 +41,8 @@ struct Prober {
     orders: Orders,
     socket: Option<Socket>,
     looked: Option<Moment>,
+    /// When others were last called.
+    called: Option<Moment>,
     /// The last failure to open the socket, so that it is logged once.
     failure: Option<String>,
     uplinks: Uplinks,
@@ -60,6 +66,7 @@ pub(super) async fn run(
         orders: Orders::default(),
         socket: None,
         looked: None,
+        called: None,
         failure: None,
         uplinks: Uplinks::default(),
         sent: BTreeMap::new(),
@@ -178,6 +185,28 @@ impl Prober {
         self.open(now);
         for node in due {
             self.probe(node);
+        }
+        self.call(now);
+    }
+
+    /// Nobody waits for the answer.
+    fn call(&mut self, now: Moment) {
+        if self.called.is_some_and(|at| now < at + CALL) {
+            return;
+        }
+        self.called = Some(now);
+        for (node, to) in &self.orders.assignment.called {
+            self.counter += 1;
+            let message = Message {
+                id: self.random.hash_one(self.counter),
+                said: self.tracker.say(node),
+                body: Body::Request { asked: Vec::new() },
+            };
+            if let Some(socket) = &self.socket
+                && let Err(error) = socket.send(&message.encode(), *to, PORT)
+            {
+                tracing::debug!(%to, %error, "a node couldn't be called");
+            }
         }
     }
 
