@@ -232,6 +232,8 @@ async fn whats_relayed_arrives_and_neither_wire_nor_relay_can_read_it() {
     let keys = Keys::new();
     let wire = Capture::start(&lab.wire, "br0");
     let relay = Capture::start(&lab.relays[0], "any");
+    // Behind the gateway it is plain, which shows that it would be found.
+    let behind = Capture::start(&lab.gateway, "eth1");
     let _nodes = start(&lab, &keys, true).await;
     for (server, eip) in SERVERS.into_iter().zip([EIP4, EIP6]) {
         eventually("the first handshakes", || lab.marked(server).is_some());
@@ -249,6 +251,7 @@ async fn whats_relayed_arrives_and_neither_wire_nor_relay_can_read_it() {
     let (bytes, relayed) = relay.stop("udp dst portrange 32768-65535 and dst host 100.64.12.1");
     assert!(!holds(&bytes, MARK), "the relay can read the payload");
     assert!(relayed > 100, "{relayed} packets to the relay's ports");
+    assert!(holds(&behind.stop("udp").0, MARK));
     assert!(passed(&lab.relays[0])[0] > 100);
     assert_eq!(passed(&lab.relays[1])[0], 0, "the first is enough");
     assert_eq!(strangers(&lab.outside, [EIP4, EIP6]), "");
