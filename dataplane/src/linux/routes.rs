@@ -18,6 +18,9 @@ use crate::{Operation, PROTOCOL, Result};
 /// What the kernel stores for metric 0 of an IPv6 route.
 const IPV6_DEFAULT_METRIC: u32 = 1024;
 
+/// The bit of `RTAX_MTU` in `RTAX_LOCK`.
+const LOCK_MTU: u32 = 1 << 2;
+
 /// What makes two routes collide: table, destination, metric.
 pub(super) type Key = (u32, IpNet, u32);
 
@@ -84,6 +87,7 @@ fn read(message: RouteMessage) -> Option<(Key, Held)> {
     let mut table = u32::from(message.header.table);
     let (mut destination, mut metric, mut device, mut via, mut mtu) = (unspecified, 0, None, None, 0);
     let mut spread = None;
+    let mut locked = false;
     let mut plain = message.header.source_prefix_length == 0 && message.header.tos == 0;
     for attribute in &message.attributes {
         match attribute {
@@ -96,6 +100,7 @@ fn read(message: RouteMessage) -> Option<(Key, Held)> {
                 for m in metrics {
                     match m {
                         RouteMetric::Mtu(m) => mtu = *m,
+                        RouteMetric::Lock(LOCK_MTU) => locked = true,
                         _ => plain = false,
                     }
                 }
@@ -110,6 +115,9 @@ fn read(message: RouteMessage) -> Option<(Key, Held)> {
             | RouteAttribute::Encap(_) => plain = false,
             _ => {}
         }
+    }
+    if message.header.address_family == AddressFamily::Inet6 && !locked {
+        mtu = 0;
     }
     let key = (
         table,
@@ -213,10 +221,10 @@ fn message((table, destination, metric): Key, target: &Target) -> RouteMessage {
             } else if family == AddressFamily::Inet {
                 message.header.scope = RouteScope::Link;
             }
-            message.attributes.extend(metrics(*mtu));
+            message.attributes.extend(metrics(&destination, *mtu));
         }
         Target::Spread { index, via, mtu } => {
-            message.attributes.extend(metrics(*mtu));
+            message.attributes.extend(metrics(&destination, *mtu));
             let hops = via.iter().map(|via| {
                 let mut hop = RouteNextHop::default();
                 hop.flags = RouteNextHopFlags::Onlink;
@@ -231,8 +239,13 @@ fn message((table, destination, metric): Key, target: &Target) -> RouteMessage {
     message
 }
 
-fn metrics(mtu: u32) -> Option<RouteAttribute> {
-    (mtu > 0).then(|| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]))
+/// An IPv6 route's MTU counts for forwarded packets only where it is locked (`ip6_dst_mtu_maybe_forward()` in
+/// include/net/ip6_route.h). Else they would be found too big after they were translated, and the error would go to the
+/// address that they were translated to.
+fn metrics(destination: &IpNet, mtu: u32) -> Option<RouteAttribute> {
+    let lock = matches!(destination, IpNet::V6(_)).then_some(RouteMetric::Lock(LOCK_MTU));
+    let metrics = lock.into_iter().chain([RouteMetric::Mtu(mtu)]);
+    (mtu > 0).then(|| RouteAttribute::Metrics(metrics.collect()))
 }
 
 fn describe(route: &Route) -> String {
