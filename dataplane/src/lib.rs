@@ -54,7 +54,7 @@ pub use error::{Error, Result};
 pub use facts::{Capabilities, Device, Facts};
 pub use linux::{LinuxKernel, Options};
 pub use recording::RecordingKernel;
-pub use wireguard::{Encryption, Implementation, NotAPrivateKey, PrivateKey, SESSION};
+pub use wireguard::{Choice, Encryption, Implementation, NotAPrivateKey, PrivateKey, SESSION};
 
 /// Route and rule protocol number of everything that is ours (`/etc/iproute2/rt_protos` leaves it free).
 pub const PROTOCOL: u8 = 87;

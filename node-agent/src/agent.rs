@@ -18,6 +18,7 @@ use spillway_core::node::{Compiled, compile_numbered, encrypted, problems};
 use spillway_core::ranges::strays;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::Verdict;
+use spillway_crds::member::LackingFeature;
 use spillway_dataplane::Kernel;
 use tokio::sync::watch;
 
@@ -84,6 +85,8 @@ pub(crate) struct Agent<K> {
     /// What the kernel can't do, and what not every kernel can.
     missing: Vec<String>,
     features: Vec<String>,
+    lacking: Vec<LackingFeature>,
+    egress_hook: kernel::Use,
     /// This node's ports that the kernel has.
     shares: watch::Sender<Shares>,
     /// Paths of its plan that must be encrypted.
@@ -108,6 +111,7 @@ impl<K: Kernel> Agent<K> {
         failover: Failover,
         node: &str,
         settings: Settings,
+        egress_hook: kernel::Use,
     ) -> Self {
         let mut held = disk.load(node).unwrap_or_else(|| NodeInputs {
             node: node.to_owned(),
@@ -136,6 +140,8 @@ impl<K: Kernel> Agent<K> {
             measured: None,
             missing: Vec::new(),
             features: Vec::new(),
+            lacking: Vec::new(),
+            egress_hook,
             shares: watch::Sender::default(),
             paths: watch::Sender::default(),
             waiting: None,
@@ -439,7 +445,7 @@ impl<K: Kernel> Agent<K> {
         if due || self.measured.as_ref() != Some(&underlay) {
             let facts = self.kernel.facts(&underlay).await?;
             inputs.facts = facts.for_compiler(&inputs.settings.device);
-            self.features = kernel::features(&facts);
+            (self.features, self.lacking) = kernel::features(&facts, self.egress_hook);
             let missing = kernel::missing(&facts);
             if missing != self.missing {
                 tracing::warn!(node = inputs.node, ?missing, "what the kernel lacks");
@@ -534,6 +540,7 @@ impl<K: Kernel> Agent<K> {
             programmed,
             torn_down,
             features: self.features.clone(),
+            lacking: self.lacking.clone(),
             held: self.failover.holdings(),
             strays: strays(&self.held),
             first_packets: self.cni.first_packets(),

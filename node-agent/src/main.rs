@@ -74,6 +74,25 @@ struct Arguments {
     /// the CNI nor kube-proxy uses.
     #[arg(long, env = "SPILLWAY_MARK_MASK", global = true, default_value = "0xff000000", value_parser = mask)]
     mark_mask: u32,
+    /// Who encrypts where a path must be encrypted.
+    #[arg(
+        long,
+        env = "SPILLWAY_WIREGUARD",
+        global = true,
+        value_enum,
+        ignore_case = true,
+        default_value_t
+    )]
+    wireguard: kernel::WireGuard,
+    /// Whether this node may be one of a stateless gateway, which needs the kernel's netdev egress hook.
+    #[arg(
+        long,
+        env = "SPILLWAY_EGRESS_HOOK",
+        value_enum,
+        ignore_case = true,
+        default_value_t
+    )]
+    egress_hook: kernel::Use,
     #[command(flatten)]
     cni: cni::Flags,
     #[command(flatten)]
@@ -154,9 +173,11 @@ async fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let disk = disk::Disk::new(&arguments.state_dir);
+    let wireguard = arguments.wireguard.into();
     let open = |key| {
         let options = Options {
             key,
+            wireguard,
             ..Options::default()
         };
         LinuxKernel::open_with(options).context("open the kernel; NET_ADMIN is needed")
@@ -222,6 +243,7 @@ async fn run(
         failover,
         &node,
         settings,
+        arguments.egress_hook,
     );
     let (port_use, used) = watch::channel(None);
     let counting = ports::count(

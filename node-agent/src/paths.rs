@@ -30,7 +30,10 @@ fn status(own: PublicKey, paths: &Paths, encryption: &Encryption) -> WireGuardSt
             Some(Some(age)) if *age < SESSION => None,
             Some(Some(_)) => Some("it has stopped answering WireGuard's handshakes".into()),
             Some(None) => Some("it hasn't answered WireGuard's handshake yet".into()),
-            None => Some("WireGuard doesn't run on this node: see its condition".into()),
+            None => Some(match &encryption.problem {
+                Some(problem) => format!("WireGuard doesn't run on this node: {problem}"),
+                None => "WireGuard doesn't run on this node yet".into(),
+            }),
         },
     };
     let waiting: Vec<WaitingPath> = paths
@@ -49,6 +52,11 @@ fn status(own: PublicKey, paths: &Paths, encryption: &Encryption) -> WireGuardSt
             .implementation
             .filter(|_| !paths.is_empty())
             .map(|i| i.as_str().into()),
+        reason: if paths.is_empty() {
+            String::new()
+        } else {
+            encryption.reason.chars().take(256).collect()
+        },
         encrypted: count(paths.len() - waiting.len()),
         waiting: count(waiting.len()),
         paths: waiting.into_iter().take(NAMED).collect(),
@@ -83,6 +91,7 @@ pub(crate) async fn watch(
                     encrypted = new.encrypted,
                     waiting = new.waiting,
                     implementation = new.implementation,
+                    reason = new.reason,
                     "paths that must be encrypted"
                 );
             }
@@ -115,13 +124,16 @@ mod tests {
         let say = |age| {
             let encryption = Encryption {
                 implementation: Some(Implementation::Userspace),
+                reason: "the kernel has none".into(),
                 peers: [(PublicKey::from([2; 32]), age)].into(),
+                ..Encryption::default()
             };
             status(own, &paths, &encryption)
         };
         let fresh = say(Some(Duration::from_secs(1)));
         assert_eq!((fresh.encrypted, fresh.waiting), (1, 1));
         assert_eq!(fresh.implementation.as_deref(), Some("userspace"));
+        assert_eq!(fresh.reason, "the kernel has none");
         assert_eq!(fresh.paths[0].peer, "b/b-2");
         assert!(fresh.paths[0].reason.contains("isn't known yet"), "{fresh:?}");
         assert_eq!(
@@ -130,6 +142,12 @@ mod tests {
             "a handshake more is no news"
         );
         assert_eq!(say(None).waiting, 2);
+        let broken = Encryption {
+            problem: Some("open /dev/net/tun: No such file or directory".into()),
+            ..Encryption::default()
+        };
+        let broken = status(own, &paths, &broken);
+        assert!(broken.paths[0].reason.contains("/dev/net/tun"), "{broken:?}");
         let old = say(Some(SESSION));
         assert!(old.paths[0].reason.contains("stopped answering"), "{old:?}");
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use spillway_crds::ConditionType;
 use spillway_crds::condition::{self, Verdict};
 use spillway_crds::hub::{HeldAddress, PortUse, WireGuardStatus};
-use spillway_crds::member::{EgressNode, EgressNodeStatus, FirstPackets, StrayPod};
+use spillway_crds::member::{EgressNode, EgressNodeStatus, FirstPackets, LackingFeature, StrayPod};
 use tokio::sync::watch;
 
 use crate::backoff::Backoff;
@@ -34,6 +34,8 @@ pub(crate) struct Report {
     pub(crate) torn_down: bool,
     /// What the node's kernel can do.
     pub(crate) features: Vec<String>,
+    /// What it can't or may not.
+    pub(crate) lacking: Vec<LackingFeature>,
     /// Egress IPs that the node answers for.
     pub(crate) held: Vec<Holding>,
     /// Pods outside of the cluster's known ranges.
@@ -64,6 +66,7 @@ fn wanted(
     conditions.retain(|c| c.type_ == ConditionType::Programmed.as_str());
     EgressNodeStatus {
         features: report.features.clone(),
+        lacking: report.lacking.clone(),
         held: report.held.iter().map(|h| held(h, &old.held)).collect(),
         first_packets: Some(report.first_packets),
         port_use: ports.map_or(old.port_use, <[PortUse]>::to_vec),
@@ -103,6 +106,7 @@ fn says(status: Option<&EgressNodeStatus>, wanted: &EgressNodeStatus) -> bool {
             && s.agent_version == wanted.agent_version
             && s.torn_down == wanted.torn_down
             && s.features == wanted.features
+            && s.lacking == wanted.lacking
             && s.held == wanted.held
             && s.port_use == wanted.port_use
             && s.stray_pods == wanted.stray_pods
@@ -192,6 +196,7 @@ mod tests {
             programmed: Some("d".repeat(64)),
             torn_down: false,
             features: vec!["egress-hook".into()],
+            lacking: Vec::new(),
             held: Vec::new(),
             strays: Vec::new(),
             first_packets: FirstPackets::Chain,

@@ -25,7 +25,7 @@ pub(super) fn of_gateway(gateway: &Gateway<'_>, allotted: Option<&Allotted>) -> 
                 kind,
                 "KernelTooOld",
                 format!(
-                    "node {node} has no netdev egress hook (Linux 5.16), so the gateway translates on its own nodes, as with spec.translation: GatewayNode; upgrade that node's kernel, take it out of spec.nodes, or set spec.translation: GatewayNode",
+                    "node {node} has no netdev egress hook (Linux 5.16) or may not use it (its EgressNode's status.lacking says which), so the gateway translates on its own nodes, as with spec.translation: GatewayNode; upgrade that node's kernel, take it out of spec.nodes, or set spec.translation: GatewayNode",
                 ),
             ),
         };

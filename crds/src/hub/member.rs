@@ -274,8 +274,8 @@ pub struct MemberNode {
     /// The node is cordoned for egress: a gateway moves away from it while it still forwards.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
-    /// What the node's kernel can do: `nftables`, `egress-hook` (netdev egress chains, Linux 5.16). Empty before the
-    /// node's agent has looked.
+    /// What the node's kernel can do: `nftables`, `egress-hook` (netdev egress chains, Linux 5.16), without which the node
+    /// can't be one of a stateless gateway. Empty before the node's agent has looked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 63)))]
     pub features: Vec<String>,
@@ -316,6 +316,10 @@ pub struct WireGuardStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub implementation: Option<String>,
+    /// Why it is that one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256))]
+    pub reason: String,
     /// How many paths are encrypted.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub encrypted: u32,

@@ -87,6 +87,10 @@ pub struct EgressNodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 63)))]
     pub features: Vec<String>,
+    /// What it can't, or may not by its agent's settings, and why. Nothing of it keeps a plan from being programmed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub lacking: Vec<LackingFeature>,
     /// Egress IPs that the node answers for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8192))]
@@ -112,6 +116,18 @@ pub struct EgressNodeStatus {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
     )]
     pub conditions: Vec<Condition>,
+}
+
+/// Something that the data path can make use of and this node can't.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LackingFeature {
+    /// Its name, as in `features`.
+    #[schemars(length(max = 63))]
+    pub feature: String,
+    /// Why not, and what follows.
+    #[schemars(length(max = 512))]
+    pub reason: String,
 }
 
 /// A pod whose address is in no known range of the cluster.

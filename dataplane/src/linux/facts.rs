@@ -111,8 +111,22 @@ pub(super) fn vxlan(requests: &mut Requests<RouteNetlinkMessage>) -> Result<()> 
         return Ok(());
     }
     let name = "spillway-probe";
-    let flags = NLM_F_CREATE | NLM_F_EXCL;
-    match requests.ack("probe for VXLAN with group policy", flags, link::probe(name)) {
+    make_and_remove(
+        requests,
+        "probe for VXLAN with group policy",
+        name,
+        link::probe(name),
+    )
+}
+
+/// Finds out whether `creation` makes a device of this name, and removes it.
+pub(crate) fn make_and_remove(
+    requests: &mut Requests<RouteNetlinkMessage>,
+    what: &str,
+    name: &str,
+    creation: RouteNetlinkMessage,
+) -> Result<()> {
+    match requests.ack(what, NLM_F_CREATE | NLM_F_EXCL, creation) {
         Err(error) if error.errno() != Some(EEXIST) => return Err(error),
         _ => {}
     }

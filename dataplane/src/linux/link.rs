@@ -29,17 +29,19 @@ pub(super) const WIREGUARD_ALIAS: &str = "spillway wireguard";
 
 /// An interface as the kernel holds it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) name: String,
-    pub(super) mtu: u32,
-    pub(super) up: bool,
-    pub(super) loopback: bool,
-    pub(super) mac: Option<[u8; 6]>,
-    pub(super) alias: Option<String>,
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) loopback: bool,
+    pub(crate) mac: Option<[u8; 6]>,
+    pub(crate) alias: Option<String>,
+    /// Which driver's it is, where it isn't hardware.
+    pub(crate) kind: Option<InfoKind>,
     /// Attributes of a VXLAN device.
-    pub(super) vxlan: Option<Vec<InfoVxlan>>,
-    pub(super) addresses: BTreeSet<IpNet>,
+    pub(crate) vxlan: Option<Vec<InfoVxlan>>,
+    pub(crate) addresses: BTreeSet<IpNet>,
 }
 
 impl Link {
@@ -52,7 +54,7 @@ impl Link {
 }
 
 /// All interfaces by name, with their addresses.
-pub(super) fn observe(requests: &mut Requests<RouteNetlinkMessage>) -> Result<BTreeMap<String, Link>> {
+pub(crate) fn observe(requests: &mut Requests<RouteNetlinkMessage>) -> Result<BTreeMap<String, Link>> {
     let mut by_index = BTreeMap::new();
     let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
     for message in requests.dump("list interfaces", &all)? {
@@ -105,8 +107,10 @@ fn read(message: LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
-                    if let LinkInfo::Data(InfoData::Vxlan(data)) = info {
-                        link.vxlan = Some(data);
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind),
+                        LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(data),
+                        _ => {}
                     }
                 }
             }
@@ -184,7 +188,7 @@ fn modification(index: u32, attribute: LinkAttribute) -> RouteNetlinkMessage {
 }
 
 /// A request that deletes an interface.
-pub(super) fn deletion(index: u32) -> RouteNetlinkMessage {
+pub(crate) fn deletion(index: u32) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.header = header(index);
     RouteNetlinkMessage::DelLink(message)
@@ -277,6 +281,21 @@ pub(super) fn wireguard_steps(links: &BTreeMap<String, Link>, wanted: Option<&Wi
         .chain(up_steps(link))
         .chain(address_steps(&link.addresses, &wanted_addresses, link))
         .collect()
+}
+
+/// WireGuard devices of ours that aren't wanted: an earlier agent may have had another name for it, or no path that must be
+/// encrypted is left.
+pub(super) fn unwanted_wireguard<'a>(
+    links: &'a BTreeMap<String, Link>,
+    wanted: Option<&WireGuardDevice>,
+) -> impl Iterator<Item = Step> + use<'a> {
+    let kept = wanted.map(|w| w.name.clone());
+    let ours = |link: &&Link| link.alias.as_deref() == Some(WIREGUARD_ALIAS);
+    let unwanted = links
+        .values()
+        .filter(ours)
+        .filter(move |l| Some(&l.name) != kept.as_ref());
+    unwanted.map(|link| Step::remove(format!("device {} wireguard", link.name), deletion(link.index)))
 }
 
 fn mtu_step(link: &Link, mtu: u32) -> Option<Step> {

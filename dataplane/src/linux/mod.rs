@@ -4,10 +4,10 @@ mod announce;
 mod conntrack;
 mod direct;
 mod drift;
-mod facts;
-mod link;
+pub(crate) mod facts;
+pub(crate) mod link;
 mod neighbours;
-mod netlink;
+pub(crate) mod netlink;
 mod routes;
 mod rules;
 mod step;
@@ -32,8 +32,8 @@ use self::drift::Hint;
 use self::netlink::Requests;
 use self::worker::Worker;
 use crate::{
-    Capabilities, Changes, Drift, Encryption, Error, Facts, Kernel, PortCount, PrivateKey, Result, RuleCount,
-    nft,
+    Capabilities, Changes, Choice, Drift, Encryption, Error, Facts, Kernel, PortCount, PrivateKey, Result,
+    RuleCount, nft,
 };
 
 /// How long after a hint the kernel is compared: others make several changes in a row.
@@ -66,6 +66,8 @@ pub struct Options {
     pub table: String,
     /// The node's WireGuard key. Without one there are no encrypted paths.
     pub key: Option<PrivateKey>,
+    /// Who encrypts.
+    pub wireguard: Choice,
 }
 
 impl Default for Options {
@@ -73,6 +75,7 @@ impl Default for Options {
         Self {
             table: crate::nft::TABLE.into(),
             key: None,
+            wireguard: Choice::default(),
         }
     }
 }
@@ -177,9 +180,10 @@ struct Actor {
 type Opened = (Actor, mpsc::Receiver<Hint>, Requests<NetfilterMessage>);
 
 impl Actor {
-    fn open(drift: watch::Sender<Drift>, Options { table, key }: Options) -> Result<Opened> {
+    fn open(drift: watch::Sender<Drift>, options: Options) -> Result<Opened> {
         let (sender, hints) = mpsc::channel(64);
-        let worker = Worker::open(table.clone(), key)?;
+        let table = options.table.clone();
+        let worker = Worker::open(options)?;
         drift::listen(&sender, &table, worker.watched())?;
         Ok((
             Self {
@@ -264,7 +268,7 @@ impl Actor {
                 tokio::spawn(async move { answer.send(nft::counts(&table).await) });
             }
             Command::Encryption(answer) => {
-                let _ = answer.send(Ok(self.worker.encryption().await));
+                let _ = answer.send(self.worker.encryption().await);
             }
         }
     }

@@ -16,6 +16,8 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use zeroize::Zeroizing;
+
 use crate::{Error, Result};
 
 /// How long an answer may take, in seconds. Large tables take their time when a CPU is scarce.
@@ -31,7 +33,7 @@ const HEADER: usize = 16;
 const FIRST_KIND: u16 = 16;
 
 /// A socket of one netlink protocol.
-pub(super) struct Requests<T> {
+pub(crate) struct Requests<T> {
     socket: Socket,
     sequence: u32,
     messages: PhantomData<T>,
@@ -42,7 +44,7 @@ where
     T: Clone + Debug + NetlinkSerializable + NetlinkDeserializable,
 {
     /// Opens a socket in the calling thread's network namespace.
-    pub(super) fn open(what: &'static str, protocol: isize) -> Result<Self> {
+    pub(crate) fn open(what: &'static str, protocol: isize) -> Result<Self> {
         let open = || -> io::Result<Socket> {
             let mut socket = Socket::new(protocol)?;
             socket.bind_auto()?;
@@ -68,14 +70,15 @@ where
         header.sequence_number = self.sequence;
         let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
+        // It may hold a key.
+        let mut bytes = Zeroizing::new(vec![0; packet.buffer_len()]);
         packet.serialize(&mut bytes);
         self.write(what, &bytes)
     }
 
     /// Sends several messages that `build` makes, all with the sequence number it is given; one of them asks for
     /// the answer.
-    pub(super) fn batch(
+    pub(crate) fn batch(
         &mut self,
         what: &str,
         build: impl FnOnce(u32) -> Option<Vec<u8>>,
@@ -97,13 +100,19 @@ where
     }
 
     /// Sends a request that is answered by success or an error.
-    pub(super) fn ack(&mut self, what: &str, flags: u16, message: T) -> Result<()> {
+    pub(crate) fn ack(&mut self, what: &str, flags: u16, message: T) -> Result<()> {
         self.send(what, flags | NLM_F_ACK, message)?;
         self.receive(what, |_| true).map(|_| ())
     }
 
+    /// Asks for one object.
+    pub(crate) fn get(&mut self, what: &str, message: T) -> Result<Vec<T>> {
+        self.send(what, NLM_F_ACK, message)?;
+        self.receive(what, |_| true).map(|(messages, _)| messages)
+    }
+
     /// Reads a whole table.
-    pub(super) fn dump(&mut self, what: &str, message: &T) -> Result<Vec<T>> {
+    pub(crate) fn dump(&mut self, what: &str, message: &T) -> Result<Vec<T>> {
         for _ in 0..ATTEMPTS {
             self.send(what, NLM_F_DUMP, message.clone())?;
             let (messages, interrupted) = self.receive(what, |_| true)?;
@@ -116,7 +125,7 @@ where
 
     /// Reads those parts of a table for whose bytes `wanted` is true. The request too is given as bytes: the typed
     /// messages have no filters. Headers are left out of both.
-    pub(super) fn dump_where(
+    pub(crate) fn dump_where(
         &mut self,
         what: &str,
         kind: u16,
@@ -135,7 +144,7 @@ where
 
     /// Reads a table message by message without keeping any, as [`Self::dump_where`] asks for it. What `each` makes of
     /// them begins with `start` again where the dump was interrupted.
-    pub(super) fn fold<S>(
+    pub(crate) fn fold<S>(
         &mut self,
         what: &str,
         kind: u16,

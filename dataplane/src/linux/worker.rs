@@ -11,6 +11,7 @@ use spillway_core::node::flows::Flows;
 use spillway_core::node::nft::Ruleset;
 use spillway_core::node::state::{DesiredState, ProxyNeighbour, TunnelDevice, WireGuardDevice};
 
+use super::Options;
 use super::announce::{Announcement, Announcer};
 use super::direct::Direct;
 use super::drift::Watched;
@@ -19,8 +20,7 @@ use super::netlink::Requests;
 use super::step::{self, Step};
 use super::{conntrack, facts, neighbours, routes, rules, sysctls};
 use crate::nft::{DEVICE_FAMILY, FAMILY, Nft, batch, between, seal_table};
-use crate::wireguard::userspace::Userspace;
-use crate::wireguard::{self, Encryption, PrivateKey, WireGuard};
+use crate::wireguard::{self, Encryption, Encryptor};
 use crate::{Capabilities, Changes, Error, Facts, Operation, Result};
 
 /// What the thread owns.
@@ -34,7 +34,7 @@ pub(super) struct Worker {
     steering: Nft,
     announcer: Announcer,
     /// Absent without a key: then there are no encrypted paths.
-    wireguard: Option<Box<dyn WireGuard>>,
+    wireguard: Option<Encryptor>,
     /// Interfaces as last seen. A stale one makes a direct write fail, and everything is compared then.
     links: BTreeMap<String, Link>,
     capabilities: Option<Capabilities>,
@@ -50,7 +50,13 @@ struct Steps {
 
 impl Worker {
     /// Opens the sockets in the calling thread's network namespace.
-    pub(super) fn open(table: String, key: Option<PrivateKey>) -> Result<Self> {
+    pub(super) fn open(
+        Options {
+            table,
+            key,
+            wireguard,
+        }: Options,
+    ) -> Result<Self> {
         Ok(Self {
             route: Requests::open("route netlink socket", NETLINK_ROUTE)?,
             netfilter: Requests::open("netfilter netlink socket", NETLINK_NETFILTER)?,
@@ -58,7 +64,7 @@ impl Worker {
             seal: Nft::new(FAMILY, seal_table(&table)),
             steering: Nft::new(DEVICE_FAMILY, table),
             announcer: Announcer::default(),
-            wireguard: key.map(|key| -> Box<dyn WireGuard> { Box::new(Userspace::new(key)) }),
+            wireguard: key.map(|key| Encryptor::new(key, wireguard)),
             links: BTreeMap::new(),
             capabilities: None,
             watched: Arc::default(),
@@ -114,7 +120,7 @@ impl Worker {
         let mut table = self.seal.plan(desired.seal.as_ref()).await?;
         table.extend(self.nft.plan(desired.ruleset.as_ref()).await?);
         let steering = self.steering.plan(desired.steering.as_ref()).await?;
-        self.plan_with(desired, table, steering)
+        self.plan_with(desired, table, steering).await
     }
 
     /// As [`Self::plan`], for what was written last.
@@ -122,10 +128,15 @@ impl Worker {
         let mut table = self.seal.verify(desired.seal.as_ref()).await?;
         table.extend(self.nft.verify(desired.ruleset.as_ref()).await?);
         let steering = self.steering.verify(desired.steering.as_ref()).await?;
-        self.plan_with(desired, table, steering)
+        self.plan_with(desired, table, steering).await
     }
 
-    fn plan_with(&mut self, desired: &DesiredState, table: Changes, steering: Changes) -> Result<Changes> {
+    async fn plan_with(
+        &mut self,
+        desired: &DesiredState,
+        table: Changes,
+        steering: Changes,
+    ) -> Result<Changes> {
         let mut changes = Changes::default();
         let mut links = link::observe(&mut self.route)?;
         self.links.clone_from(&links);
@@ -154,7 +165,8 @@ impl Worker {
             build.extend(add);
             remove_addresses = remove;
         }
-        let wireguard = self.wireguard_changes(&links, desired.wireguard.as_ref());
+        let wireguard = self.wireguard_changes(&links, desired.wireguard.as_ref()).await;
+        let unwanted = link::unwanted_wireguard(&links, desired.wireguard.as_ref()).collect();
         build.extend(link::wireguard_steps(&links, desired.wireguard.as_ref()));
         if let Some(device) = &desired.wireguard {
             links.entry(device.name.clone()).or_insert_with(|| Link {
@@ -173,16 +185,15 @@ impl Worker {
         // Both tables stand before what they are for, and go after it.
         let (table_first, table_last) = first_or_last(table, desired.ruleset.is_some());
         let (steering_first, steering_last) = first_or_last(steering, desired.steering.is_some());
-        let (wireguard_first, wireguard_last) = first_or_last(wireguard, desired.wireguard.is_some());
         changes.extend(table_first);
-        changes.extend(wireguard_first);
+        changes.extend(wireguard);
         changes.extend(push(build));
         changes.extend(steering_first);
         changes.extend(push(rest.build));
         changes.extend(push(rest.remove));
         changes.extend(push(remove_addresses));
         changes.extend(steering_last);
-        changes.extend(wireguard_last);
+        changes.extend(push(unwanted));
         changes.extend(push(device.remove));
         changes.extend(table_last);
         Ok(changes)
@@ -381,14 +392,13 @@ impl Worker {
         }
         let failed_before = failures.len();
         if desired.wireguard.is_none()
-            && let Some(driver) = &mut self.wireguard
-            && let Some(held) = driver.held()
+            && let Some(encryptor) = &mut self.wireguard
+            && let Err(error) = encryptor.remove().await
         {
-            match driver.remove().await {
-                Ok(()) => done.extend(wireguard::changes(Some(&held), None)),
-                Err(error) => failures.push(error),
-            }
+            failures.push(error);
         }
+        let unwanted: Vec<_> = link::unwanted_wireguard(&links, desired.wireguard.as_ref()).collect();
+        step::run(unwanted, &mut self.route, done, failures);
         step::run(device.remove, &mut self.route, done, failures);
         self.links = links;
         failures.len() == failed_before
@@ -396,49 +406,78 @@ impl Worker {
 
     /// Brings WireGuard to `wanted`.
     async fn encrypt(&mut self, wanted: &WireGuardDevice, done: &mut Changes, failures: &mut Vec<Error>) {
-        let Some(driver) = &mut self.wireguard else {
-            failures.push(Error::Impossible(
-                "paths must be encrypted, and this node has no key".into(),
-            ));
-            return;
-        };
-        let mut held = driver.held();
-        // Somebody deleted it, and its driver may not have noticed yet.
-        if held.is_some() && !self.links.contains_key(&wanted.name) {
-            held = None;
-            if let Err(error) = driver.remove().await {
-                failures.push(error);
-            }
+        let result = self.bring_wireguard_to(wanted).await;
+        if let Some(encryptor) = &mut self.wireguard {
+            encryptor.note(&result);
         }
-        if held.as_ref() == Some(wanted) {
-            return;
-        }
-        match driver.apply(wanted).await {
-            Ok(()) => done.extend(wireguard::changes(held.as_ref(), Some(wanted))),
+        match result {
+            Ok(changes) => done.extend(changes),
             Err(error) => failures.push(error),
         }
     }
 
-    /// What [`Self::encrypt`] would do. Without a driver, as in another process than the agent's, only the device can be
-    /// looked at.
-    fn wireguard_changes(&self, links: &BTreeMap<String, Link>, wanted: Option<&WireGuardDevice>) -> Changes {
-        match &self.wireguard {
-            Some(driver) => {
-                let held = driver.held().filter(|held| links.contains_key(&held.name));
-                wireguard::changes(held.as_ref(), wanted)
+    async fn bring_wireguard_to(&mut self, wanted: &WireGuardDevice) -> Result<Changes> {
+        let Some(encryptor) = &mut self.wireguard else {
+            return Err(Error::Impossible(
+                "paths must be encrypted, and this node has no key".into(),
+            ));
+        };
+        let driver = encryptor.driver()?;
+        let mut changes = Changes::default();
+        let link = self.links.get(&wanted.name);
+        let there = link.is_some_and(|link| link.kind == Some(driver.kind()));
+        // Another agent encrypted otherwise, and its device may have outlived it. Routes through it go with it.
+        if let Some(link) = link.filter(|_| !there) {
+            let what = format!(
+                "device {} (it isn't {}'s)",
+                link.name,
+                driver.implementation().as_str()
+            );
+            let step = Step::remove(what, link::deletion(link.index));
+            let mut failures = Vec::new();
+            step::run([step], &mut self.route, &mut changes, &mut failures);
+            if let Some(error) = failures.pop() {
+                return Err(error);
             }
-            None => wireguard::changes(wanted.filter(|w| links.contains_key(&w.name)), wanted),
         }
+        let planned = driver.plan(wanted, there).await?;
+        if !planned.is_empty() {
+            driver.apply(wanted, there).await?;
+            changes.extend(planned);
+        }
+        Ok(changes)
+    }
+
+    /// What [`Self::encrypt`] would do. Without a key, as in another process than the agent's, only the device can be
+    /// looked at.
+    async fn wireguard_changes(
+        &mut self,
+        links: &BTreeMap<String, Link>,
+        wanted: Option<&WireGuardDevice>,
+    ) -> Changes {
+        let Some(wanted) = wanted else {
+            return Changes::default();
+        };
+        let link = links.get(&wanted.name);
+        let Some(encryptor) = &mut self.wireguard else {
+            return wireguard::changes(link.map(|_| wanted), Some(wanted));
+        };
+        let planned = match encryptor.driver() {
+            Ok(driver) => {
+                let there = link.is_some_and(|link| link.kind == Some(driver.kind()));
+                driver.plan(wanted, there).await
+            }
+            Err(error) => Err(error),
+        };
+        // Whoever can't even be asked has nothing.
+        planned.unwrap_or_else(|_| wireguard::changes(None, Some(wanted)))
     }
 
     /// See [`crate::Kernel::encryption`].
-    pub(super) async fn encryption(&mut self) -> Encryption {
+    pub(super) async fn encryption(&mut self) -> Result<Encryption> {
         match &mut self.wireguard {
-            Some(driver) if driver.held().is_some() => Encryption {
-                implementation: Some(driver.implementation()),
-                peers: driver.peers().await,
-            },
-            _ => Encryption::default(),
+            Some(encryptor) => encryptor.encryption().await,
+            None => Ok(Encryption::default()),
         }
     }
 

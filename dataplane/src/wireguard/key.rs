@@ -41,6 +41,10 @@ impl PrivateKey {
     pub(super) fn secret(&self) -> x25519::StaticSecret {
         self.0.clone()
     }
+
+    pub(super) fn bytes(&self) -> [u8; 32] {
+        self.0.to_bytes()
+    }
 }
 
 #[cfg(test)]

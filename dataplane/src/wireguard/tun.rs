@@ -34,7 +34,10 @@ impl Tun {
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(path)
-            .map_err(|e| io::Error::new(e.kind(), format!("open {path}: {e}")))?;
+            .map_err(|e| {
+                let remedy = "load the kernel's module tun, or use a kernel with WireGuard";
+                io::Error::new(e.kind(), format!("open {path}: {e}; {remedy}"))
+            })?;
         attach(&file, name)?;
         // SAFETY: the file owns its descriptor and stays in the `AsyncFd` until that is dropped.
         let file = unsafe { AsyncFd::register(file) }?;

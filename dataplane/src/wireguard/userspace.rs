@@ -14,14 +14,15 @@ use futures::future::join_all;
 use gotatun::device::{Device, DeviceBuilder, Peer};
 use gotatun::udp::socket::UdpSocketFactory;
 use gotatun::x25519;
+use netlink_packet_route::link::InfoKind;
 use spillway_core::node::state::{WireGuardDevice, WireGuardPeer};
 use spillway_core::wireguard::PublicKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::tun::Tun;
-use super::{Implementation, PrivateKey, WireGuard};
-use crate::{Error, Result};
+use super::{Implementation, PrivateKey, WireGuard, changes};
+use crate::{Changes, Error, Result};
 
 /// How long new peers are waited for to answer the first handshake; WireGuard itself goes on trying.
 const FIRST_HANDSHAKE: Duration = Duration::from_secs(5);
@@ -99,11 +100,20 @@ impl WireGuard for Userspace {
         Implementation::Userspace
     }
 
-    fn held(&self) -> Option<WireGuardDevice> {
-        self.held.borrow().clone()
+    fn kind(&self) -> InfoKind {
+        InfoKind::Tun
     }
 
-    async fn apply(&mut self, wanted: &WireGuardDevice) -> Result<()> {
+    async fn plan(&mut self, wanted: &WireGuardDevice, there: bool) -> Result<Changes> {
+        let held = self.held.borrow();
+        Ok(changes(held.as_ref().filter(|_| there), Some(wanted)))
+    }
+
+    async fn apply(&mut self, wanted: &WireGuardDevice, there: bool) -> Result<()> {
+        // Somebody deleted it, and the thread may not have noticed yet.
+        if !there && self.held.borrow().is_some() {
+            self.remove().await?;
+        }
         let wanted = Box::new(wanted.clone());
         let done = self.ask(|answer| Command::Apply(wanted, answer)).await;
         done.flatten().map_err(|source| Error::Open {
@@ -122,11 +132,11 @@ impl WireGuard for Userspace {
         })
     }
 
-    async fn peers(&mut self) -> Handshakes {
+    async fn peers(&mut self) -> Result<Handshakes> {
         if self.commands.is_none() {
-            return Handshakes::new();
+            return Ok(Handshakes::new());
         }
-        self.ask(Command::Peers).await.unwrap_or_default()
+        Ok(self.ask(Command::Peers).await.unwrap_or_default())
     }
 }
 

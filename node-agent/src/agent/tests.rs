@@ -42,6 +42,7 @@ impl Bench {
             Failover::without_prober(),
             "a-1",
             Settings::default(),
+            kernel::Use::Auto,
         );
         Self {
             kernel,
