@@ -16,7 +16,7 @@ use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::{compile, fixtures};
 use spillway_dataplane::{Kernel, LinuxKernel, PrivateKey};
 use support::traffic::{connect, tcp};
-use support::{Namespace, eventually, privileged};
+use support::{Namespace, eventually, needs_egress_hook, privileged};
 
 const EIP: &str = "203.0.113.10";
 const SERVER: &str = "198.51.100.7";
@@ -38,6 +38,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        needs_egress_hook();
         let lab = Self {
             pod: Namespace::new("pod"),
             source: Namespace::new("source"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use spillway_core::node::nft::Atom;
 use spillway_dataplane::Kernel;
 use support::fixture::{chain, desired, dump, ip, node};
-use support::privileged;
+use support::{patient, privileged};
 
 /// What is broken by hand is told of, and an apply restores exactly what was there.
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn drift_is_noticed_and_repaired() {
         drift.borrow_and_update();
         node.run(damage);
         if !silent {
-            tokio::time::timeout(Duration::from_secs(5), drift.changed())
+            tokio::time::timeout(patient(Duration::from_secs(5)), drift.changed())
                 .await
                 .unwrap_or_else(|_| panic!("nobody told of: {damage}"))
                 .expect("kernel thread");
@@ -177,7 +177,7 @@ async fn a_difference_is_written_over_what_somebody_broke() {
         assert!(!done.is_empty(), "after {damage}");
         // Whoever listens for drift applies again.
         let mut drift = kernel.drift();
-        tokio::time::timeout(Duration::from_secs(5), async {
+        tokio::time::timeout(patient(Duration::from_secs(5)), async {
             while !node.kernel().plan(&second).await.expect("plan").is_empty() {
                 drift.changed().await.expect("kernel thread");
                 kernel.apply(&second).await.expect("repair");

@@ -1,5 +1,5 @@
-//! Encrypted paths from end to end: compiled states of two nodes, WireGuard in this process, and everything that was on the
-//! wire between.
+//! Encrypted paths from end to end: compiled states of two nodes, WireGuard in this process or, with
+//! `SPILLWAY_TEST_WIREGUARD=kernel`, in the kernel, and everything that was on the wire between.
 //!
 //! ```text
 //!  pod 10.244.0.5 ── source a-1 10.0.0.1 ── wire ── gateway b-1 10.0.0.2, 203.0.113.2 ── outside 198.51.100.7
@@ -11,15 +11,14 @@ mod support;
 
 use std::net::{IpAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use spillway_core::node::gateways::Liveness;
 use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
-use spillway_dataplane::{Implementation, Kernel, LinuxKernel, PrivateKey};
-use support::traffic::{connect, exchange, service, socket, strangers, tcp, udp};
-use support::{Namespace, eventually, privileged};
+use spillway_dataplane::{Choice, Implementation, Kernel, LinuxKernel, PrivateKey};
+use support::traffic::{connect, exchange, service, silence, socket, strangers, tcp, udp, wait};
+use support::{Namespace, eventually, needs_egress_hook, privileged, wireguard};
 
 const EIP4: &str = "203.0.113.10";
 const EIP6: &str = "2001:db8:1::10";
@@ -45,6 +44,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        needs_egress_hook();
         let lab = Self {
             pod: Namespace::new("pod"),
             source: Namespace::new("source"),
@@ -104,9 +104,7 @@ impl Lab {
     fn large(&self, server: &str) -> bool {
         let (client, service) = (socket(&self.pod, server), service(&self.outside, server));
         for socket in [&client, &service] {
-            socket
-                .set_read_timeout(Some(Duration::from_millis(200)))
-                .expect("timeout");
+            socket.set_read_timeout(Some(silence())).expect("timeout");
         }
         let mut buffer = [0; 5000];
         let there = client.send_to(&[1; 4000], service.local_addr().expect("address"));
@@ -120,12 +118,8 @@ impl Lab {
     /// Whether a marked datagram comes to the server and back, and from whom it came.
     fn marked(&self, server: &str) -> Option<IpAddr> {
         let (client, service) = (socket(&self.pod, server), service(&self.outside, server));
-        service
-            .set_read_timeout(Some(Duration::from_millis(300)))
-            .expect("timeout");
-        client
-            .set_read_timeout(Some(Duration::from_secs(2)))
-            .expect("timeout");
+        service.set_read_timeout(Some(silence())).expect("timeout");
+        client.set_read_timeout(Some(wait())).expect("timeout");
         client
             .send_to(MARK, service.local_addr().expect("address"))
             .ok()?;
@@ -266,7 +260,11 @@ impl Node {
 
     async fn shaken_hands(&self) -> usize {
         let encryption = self.kernel.encryption().await.expect("encryption");
-        assert_eq!(encryption.implementation, Some(Implementation::Userspace));
+        let expected = match wireguard() {
+            Choice::Kernel => Implementation::Kernel,
+            _ => Implementation::Userspace,
+        };
+        assert_eq!(encryption.implementation, Some(expected), "{encryption:?}");
         encryption.peers.values().flatten().count()
     }
 }
@@ -465,7 +463,7 @@ async fn whoever_has_another_key_gets_nowhere() {
 }
 
 /// WireGuard in userspace ends with the agent. Whichever agent it is, nothing passes meanwhile, and connections go on when
-/// the next one is there.
+/// the next one is there. In the kernel it goes on without one.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_outlive_an_agents_restart() {
     if !privileged() {
@@ -485,10 +483,15 @@ async fn connections_outlive_an_agents_restart() {
             _ => (&lab.gateway, fixtures::stateless_gateway()),
         };
         nodes[n] = None;
-        eventually("the device goes with its process", || {
-            !namespace.attempt("ip link show spillway-wg").0
-        });
-        assert_eq!(lab.marked(SERVERS[0]), None, "nothing passes meanwhile");
+        if wireguard() == Choice::Kernel {
+            assert_eq!(lab.marked(SERVERS[0]), Some(ip(EIP4)), "the kernel goes on");
+            connection.exchange();
+        } else {
+            eventually("the device goes with its process", || {
+                !namespace.attempt("ip link show spillway-wg").0
+            });
+            assert_eq!(lab.marked(SERVERS[0]), None, "nothing passes meanwhile");
+        }
         nodes[n] = Some(Node::start(namespace, &keys[n], encrypted(inputs, &keys)).await);
         let (client, service) = (socket(&lab.pod, SERVERS[0]), service(&lab.outside, SERVERS[0]));
         eventually("the way is open again", || {

@@ -12,20 +12,17 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
 
 use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
 use spillway_dataplane::{Kernel, LinuxKernel};
+use support::traffic::{silence, wait};
 use support::{Namespace, eventually, privileged};
 
 const EIP4: &str = "203.0.113.10";
 const EIP6: &str = "2001:db8:1::10";
 const SERVERS: [&str; 2] = ["198.51.100.7", "2001:db8:99::7"];
-const WAIT: Duration = Duration::from_secs(2);
-/// A packet that is dropped never comes; one that isn't comes within milliseconds.
-const SILENCE: Duration = Duration::from_millis(300);
 
 struct Lab {
     pod: Namespace,
@@ -143,7 +140,7 @@ impl Lab {
             .expect("listen");
         let address = listener.local_addr().expect("address");
         let mut stream = client
-            .inside(|| TcpStream::connect_timeout(&address, SILENCE))
+            .inside(|| TcpStream::connect_timeout(&address, silence()))
             .ok()?;
         listener.set_nonblocking(true).expect("mode");
         let mut accepted = None;
@@ -153,8 +150,8 @@ impl Lab {
         });
         let (mut peer, seen) = accepted?;
         peer.set_nonblocking(false).expect("mode");
-        stream.set_read_timeout(Some(WAIT)).expect("timeout");
-        peer.set_read_timeout(Some(WAIT)).expect("timeout");
+        stream.set_read_timeout(Some(wait())).expect("timeout");
+        peer.set_read_timeout(Some(wait())).expect("timeout");
         // More than the path's MTU each way, so that segments are of full size.
         let data: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let sent = data.clone();
@@ -192,8 +189,8 @@ impl Lab {
 }
 
 fn exchange(socket: &UdpSocket, service: &UdpSocket) -> Option<IpAddr> {
-    service.set_read_timeout(Some(SILENCE)).expect("timeout");
-    socket.set_read_timeout(Some(WAIT)).expect("timeout");
+    service.set_read_timeout(Some(silence())).expect("timeout");
+    socket.set_read_timeout(Some(wait())).expect("timeout");
     // An earlier drop may have left an error on the socket.
     let _ = socket.take_error();
     socket
@@ -496,7 +493,7 @@ async fn what_isnt_known_yet_stays_in() {
             .connect("10.244.0.7:7")
             .and_then(|()| client.send(b"hello"))
             .expect("sent");
-        service.set_read_timeout(Some(WAIT)).expect("timeout");
+        service.set_read_timeout(Some(wait())).expect("timeout");
         let (_, seen) = service.recv_from(&mut [0; 16]).expect("pod to pod");
         assert_eq!(seen.ip(), ip("10.244.0.5"));
         source.apply().await;

@@ -22,7 +22,7 @@ use spillway_core::node::{compile, fixtures};
 use spillway_crds::member::{GatewayNodeState, PlannedThrough};
 use spillway_dataplane::{Kernel, LinuxKernel};
 use support::traffic::{connect, exchange, service, socket, strangers, tcp, udp};
-use support::{Namespace, eventually, privileged};
+use support::{Namespace, eventually, needs_egress_hook, privileged};
 
 const EIP4: &str = "203.0.113.10";
 const EIP6: &str = "2001:db8:1::10";
@@ -41,6 +41,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        needs_egress_hook();
         let lab = Self {
             pod: Namespace::new("pod"),
             twin: Namespace::new("twin"),

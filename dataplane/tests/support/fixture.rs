@@ -8,7 +8,7 @@ use spillway_core::node::state::{
     DesiredState, ForwardingEntry, Neighbour, ProxyNeighbour, Route, RouteTarget, Rule, TunnelDevice, UdpPort,
 };
 
-use super::Namespace;
+use super::{Namespace, egress_hook};
 
 pub fn ip(s: &str) -> IpAddr {
     s.parse().expect("address")
@@ -388,7 +388,7 @@ pub fn desired() -> DesiredState {
             ("net/ipv6/conf/eth0/proxy_ndp".to_owned(), "1".to_owned()),
         ]),
         ruleset: Some(ruleset()),
-        steering: Some(steering()),
+        steering: egress_hook().then(steering),
         ..DesiredState::default()
     }
 }

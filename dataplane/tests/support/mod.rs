@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
-use spillway_dataplane::{LinuxKernel, Options, PrivateKey};
+use spillway_dataplane::{Choice, LinuxKernel, Options, PrivateKey};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -64,10 +64,16 @@ impl Namespace {
         self.inside(LinuxKernel::open).expect("open the kernel")
     }
 
-    /// The same with a WireGuard key.
+    /// The same with a WireGuard key, encrypting as [`wireguard`] says.
     pub fn kernel_with(&self, key: PrivateKey) -> LinuxKernel {
+        self.kernel_encrypting(key, wireguard())
+    }
+
+    /// The same, encrypting as `wireguard` says.
+    pub fn kernel_encrypting(&self, key: PrivateKey, wireguard: Choice) -> LinuxKernel {
         let options = Options {
             key: Some(key),
+            wireguard,
             ..Options::default()
         };
         self.inside(|| LinuxKernel::open_with(options))
@@ -135,9 +141,42 @@ pub fn privileged() -> bool {
     root
 }
 
+/// Who encrypts in tests that don't say: `SPILLWAY_TEST_WIREGUARD`, `kernel` or `userspace`, where not every kernel can.
+pub fn wireguard() -> Choice {
+    match std::env::var("SPILLWAY_TEST_WIREGUARD").as_deref() {
+        Ok("kernel") => Choice::Kernel,
+        Ok("userspace") | Err(_) => Choice::Userspace,
+        Ok(other) => panic!("SPILLWAY_TEST_WIREGUARD is kernel or userspace, not {other}"),
+    }
+}
+
+/// `time` as long as this machine needs for it: times `SPILLWAY_TEST_PATIENCE`, 1 where that isn't set. An emulated one is
+/// several times slower.
+pub fn patient(time: Duration) -> Duration {
+    let factor = std::env::var("SPILLWAY_TEST_PATIENCE").map_or(1, |f| f.parse().expect("a number"));
+    time * factor
+}
+
+/// Whether a chain can hook into a device's egress here.
+pub fn egress_hook() -> bool {
+    let node = Namespace::new("hook");
+    let chain = "add chain netdev t c { type filter hook egress device lo priority 0; }";
+    node.attempt(&format!("printf 'add table netdev t\\n{chain}\\n' | nft -c -f -"))
+        .0
+}
+
+/// For tests of what needs such a chain. Where there can't be one the test fails, since a test that tests nothing must not
+/// pass; whoever tests many kernels knows it by these words.
+pub fn needs_egress_hook() {
+    assert!(
+        egress_hook(),
+        "doesn't apply: this kernel has no netdev egress hook"
+    );
+}
+
 /// Polls until `condition` holds; panics after five seconds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + patient(Duration::from_secs(5));
     while !condition() {
         assert!(Instant::now() < end, "never happened: {what}");
         std::thread::sleep(Duration::from_millis(20));

@@ -4,11 +4,17 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use super::{Namespace, eventually};
+use super::{Namespace, eventually, patient};
 
-const WAIT: Duration = Duration::from_secs(2);
+/// Longest wait for what comes.
+pub fn wait() -> Duration {
+    patient(Duration::from_secs(2))
+}
+
 /// A packet that is dropped never comes; one that isn't comes within milliseconds.
-const SILENCE: Duration = Duration::from_millis(300);
+pub fn silence() -> Duration {
+    patient(Duration::from_millis(300))
+}
 
 /// Both ends of one TCP connection.
 pub struct Connection {
@@ -24,7 +30,7 @@ pub fn connect(client: &Namespace, outside: &Namespace, server: &str) -> Option<
     let listener = outside.inside(|| TcpListener::bind((server, 0))).expect("listen");
     let address = listener.local_addr().expect("address");
     let client = client
-        .inside(|| TcpStream::connect_timeout(&address, SILENCE))
+        .inside(|| TcpStream::connect_timeout(&address, silence()))
         .ok()?;
     listener.set_nonblocking(true).expect("mode");
     let mut accepted = None;
@@ -35,7 +41,7 @@ pub fn connect(client: &Namespace, outside: &Namespace, server: &str) -> Option<
     let (server, seen) = accepted?;
     server.set_nonblocking(false).expect("mode");
     for end in [&client, &server] {
-        end.set_read_timeout(Some(WAIT)).expect("timeout");
+        end.set_read_timeout(Some(wait())).expect("timeout");
     }
     Some(Connection { client, server, seen })
 }
@@ -90,8 +96,8 @@ pub fn udp(client: &Namespace, outside: &Namespace, server: &str, size: usize) -
 
 /// Sends a datagram of `size` bytes from `socket` to `service` and back; answers whom the service saw.
 pub fn exchange(socket: &UdpSocket, service: &UdpSocket, size: usize) -> Option<SocketAddr> {
-    service.set_read_timeout(Some(SILENCE)).expect("timeout");
-    socket.set_read_timeout(Some(WAIT)).expect("timeout");
+    service.set_read_timeout(Some(silence())).expect("timeout");
+    socket.set_read_timeout(Some(wait())).expect("timeout");
     // An earlier drop may have left an error on the socket.
     let _ = socket.take_error();
     let hello: Vec<u8> = (0..size).map(|n| n.to_le_bytes()[0]).collect();
