@@ -21,6 +21,7 @@ pub mod node;
 pub mod order;
 pub mod overlay;
 pub mod plan;
+pub mod ports;
 pub mod ranges;
 pub mod resolve;
 pub mod slices;

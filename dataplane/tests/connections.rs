@@ -12,6 +12,7 @@ use support::{Namespace, privileged};
 async fn few_sources_flows_are_cut_alone() {
     use spillway_core::node::flows::{Flows, Verdict};
     use spillway_core::node::interval::{Family, Interval};
+    use spillway_core::node::outcome::Outcome;
 
     if !privileged() {
         return;
@@ -28,7 +29,7 @@ async fn few_sources_flows_are_cut_alone() {
         });
     }
     let kernel = node.kernel();
-    let everything = Family::BOTH.map(|f| (Interval::from(f.everything()), Verdict::Block));
+    let everything = Family::BOTH.map(|f| (Interval::from(f.everything()), Outcome::Any(Verdict::Block)));
     let flows = |only: Option<&[&str]>| Flows {
         pods: ["127.0.0.2", "127.0.0.3", "::1"]
             .map(|s| (ip(s), "a".to_owned()))

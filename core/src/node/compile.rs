@@ -8,7 +8,7 @@ use spillway_crds::address::PrefixPair;
 
 use super::carried;
 use super::exits::{Exit, exit, hops};
-use super::flows::{Flows, Verdict};
+use super::flows::Flows;
 use super::forwarded::Forwarded;
 use super::gateways::is_source_node;
 use super::guard::Guard;
@@ -302,7 +302,7 @@ fn flows(
             (i.id, ways)
         })
         .collect();
-    let classes: BTreeMap<String, Vec<(Interval, Verdict)>> = selection
+    let classes = selection
         .classes
         .into_iter()
         .map(|(name, class)| (name, class.destinations))

@@ -159,6 +159,7 @@ pub fn bank() -> PlannedPolicySpec {
         to: Destinations {
             cidrs: vec!["198.51.100.0/24".into(), "2001:db8:99::/64".into()],
             except: vec!["198.51.100.9/32".into()],
+            ports: Vec::new(),
         },
         through: vec![PlannedThrough {
             gateway: "frankfurt".into(),

@@ -12,6 +12,7 @@ use serde::Serialize;
 use spillway_crds::hub::PortRange;
 
 use super::interval::Interval;
+use super::outcome::Outcome;
 
 /// What becomes of a selected packet.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -86,6 +87,10 @@ pub struct Flow {
     pub translated: IpAddr,
     /// The port that it leaves with, or its ICMP identifier; 0 for protocols that have neither.
     pub port: u16,
+    /// The protocol's number.
+    pub protocol: u8,
+    /// The port that it really goes to; anything for protocols without ports.
+    pub to_port: u16,
     /// The entry's mark.
     pub mark: u32,
 }
@@ -99,7 +104,7 @@ pub struct Flows {
     /// Selected pods' addresses, with their class.
     pub pods: BTreeMap<IpAddr, String>,
     /// Destinations by class, sorted and disjoint.
-    pub classes: BTreeMap<String, Vec<(Interval, Verdict)>>,
+    pub classes: BTreeMap<String, Vec<(Interval, Outcome<Verdict>)>>,
     /// Destinations that no policy takes, sorted and disjoint.
     pub local: Vec<Interval>,
     /// For each identity of the plan, what its flows leave this node with: an address, and where that isn't this
@@ -236,11 +241,18 @@ impl Flows {
     }
 
     fn verdict(&self, flow: &Flow) -> Option<Verdict> {
-        let class = self.classes.get(self.pods.get(&flow.source)?)?;
-        if find(&self.local, flow.destination, |i| i).is_some() {
+        self.judge(flow.source, flow.destination, (flow.protocol, flow.to_port))
+    }
+
+    /// What becomes of a pod's packets to a destination, by their protocol's number and port, 0 where it has none.
+    /// `None`: no policy takes them.
+    pub fn judge(&self, pod: IpAddr, destination: IpAddr, (protocol, port): (u8, u16)) -> Option<Verdict> {
+        let class = self.classes.get(self.pods.get(&pod)?)?;
+        if find(&self.local, destination, |i| i).is_some() {
             return None;
         }
-        find(class, flow.destination, |(i, _)| i).map(|(_, v)| *v)
+        let (_, outcome) = find(class, destination, |(i, _)| i)?;
+        outcome.on(protocol, port)
     }
 }
 

@@ -10,18 +10,20 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use spillway_crds::member::{API_SERVER, NODE_ADDRESSES, SERVICE_RANGES};
 
-use super::flatten::{Claim, flatten};
+use super::flatten::{Claim, TooFine, flatten};
 use super::inputs::{NodeInputs, NodePlan, Pod};
 use super::interval::{Family, Interval, union};
-use super::select::{Selection, Taken, destinations};
+use super::outcome::Outcome;
+use super::select::{Selection, destinations};
 
 /// What the guard goes by.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Guard {
     /// Where pods have their addresses, whichever node they are on: nobody says for certain which part is this node's.
     pub(super) ranges: Vec<Interval>,
-    /// Destinations that any policy claims, whoever the pods are and whatever becomes of their packets.
-    pub(super) claimed: Vec<Interval>,
+    /// Destinations that any policy claims, whoever the pods are and whatever becomes of their packets. Sorted and
+    /// disjoint.
+    pub(super) claimed: Vec<(Interval, Outcome<()>)>,
     /// Addresses of this node's pods that were judged and that no policy selects.
     pub(super) known: BTreeSet<IpAddr>,
 }
@@ -52,22 +54,22 @@ pub(super) fn pod_ranges(inputs: &NodeInputs) -> Vec<Interval> {
     )
 }
 
-/// What any policy claims.
-fn claimed(plan: &NodePlan) -> Vec<Interval> {
-    let claims = plan.policies.iter().map(|policy| {
-        let Taken { cidrs, except, .. } = destinations(policy);
-        Claim {
-            cidrs,
-            except,
-            verdict: Some(()),
-        }
-    });
-    // One at a time: what one leaves alone another may claim.
-    let each = claims.flat_map(|claim| {
-        let claim = [claim];
-        Family::BOTH.map(|family| flatten(&claim, family))
-    });
-    union(each.flatten().map(|(interval, ())| interval))
+/// What any policy claims. An exception is a hole in its own policy only: what one leaves alone another may claim. Where
+/// ports make too many cases, all ports of their destinations count.
+fn claimed(plan: &NodePlan) -> Vec<(Interval, Outcome<()>)> {
+    let claim = |policy| Claim {
+        verdict: Some(()),
+        ..destinations(policy).claim()
+    };
+    let mut claims: Vec<Claim<()>> = plan.policies.iter().map(claim).collect();
+    let flat = |claims: &[Claim<()>]| -> Result<Vec<_>, TooFine> {
+        let [v4, v6] = Family::BOTH.map(|family| flatten(claims, family));
+        Ok([v4?, v6?].concat())
+    };
+    flat(&claims).unwrap_or_else(|TooFine| {
+        claims.iter_mut().for_each(|c| c.ports.clear());
+        flat(&claims).unwrap_or_default()
+    })
 }
 
 /// Addresses that somebody has for certain: those that the CNI plugin told this agent of, and those that statuses show. A pod

@@ -11,7 +11,8 @@
 //!            ├► carried  both kinds' egress IPs: routes, neighbours, proxies
 //!            ├► sandbox  pods' addresses, as the CNI gave them out
 //!            ├► guard    what is dropped because nobody knows yet whose it is
-//!            ├► select   pods into classes; flatten: a class's overlapping policies into disjoint intervals
+//!            ├► select   pods into classes; flatten: a class's overlapping policies into disjoint intervals, each with
+//!            │           one outcome: a verdict, or several by protocol and port
 //!            ├► index    a number a gateway in use: mark, rule, table
 //!            ├► ruleset  the nftables tables out of all these, with their sets
 //!            ├► flows    which connection-tracking entries agree with it
@@ -39,8 +40,11 @@ pub mod interval;
 pub mod nft;
 #[cfg(test)]
 mod oracle_tests;
+pub mod outcome;
 mod own;
 mod peers;
+#[cfg(test)]
+mod port_tests;
 mod problems;
 #[cfg(test)]
 mod relayed_tests;

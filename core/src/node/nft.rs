@@ -63,6 +63,10 @@ pub enum Atom {
     Goto(String),
     /// A verdict: drop the packet.
     Drop,
+    /// A verdict: go back to where this chain was called from, or out of the base chain where it wasn't.
+    Return,
+    /// A protocol's number.
+    Protocol(u8),
 }
 
 /// A chain.
@@ -100,6 +104,11 @@ impl fmt::Display for Atom {
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
             Self::Drop => f.write_str("drop"),
+            Self::Return => f.write_str("return"),
+            Self::Protocol(number) => match crate::ports::name(*number) {
+                Some(name) => f.write_str(name),
+                None => write!(f, "{number}"),
+            },
         }
     }
 }

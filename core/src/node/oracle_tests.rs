@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use spillway_crds::address::AddressPair;
-use spillway_crds::hub::{Destinations, OnUnavailable, Sources};
+use spillway_crds::hub::{DestinationPort, Destinations, OnUnavailable, Protocol, Sources};
 use spillway_crds::member::{PlannedPolicySpec, PlannedThrough, PolicyRef};
 
 use super::flows::Verdict;
@@ -25,6 +25,33 @@ fn cidrs() -> impl Strategy<Value = Vec<String>> {
     })
 }
 
+/// Ports crowd around 443.
+fn port() -> impl Strategy<Value = DestinationPort> {
+    let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp]);
+    let range = prop::option::of((440i32..446, prop::option::of(0i32..4)));
+    (protocol, range).prop_map(|(protocol, range)| {
+        let range = range.filter(|_| protocol != Protocol::Icmp);
+        DestinationPort {
+            protocol,
+            port: range.map(|(port, _)| port),
+            end_port: range.and_then(|(port, more)| Some(port + more?)),
+        }
+    })
+}
+
+/// Packets that policies may tell apart: the protocol, its number and a port.
+const PACKETS: [(Option<Protocol>, u8, u16); 9] = [
+    (Some(Protocol::Tcp), 6, 439),
+    (Some(Protocol::Tcp), 6, 442),
+    (Some(Protocol::Tcp), 6, 443),
+    (Some(Protocol::Tcp), 6, 448),
+    (Some(Protocol::Udp), 17, 443),
+    (Some(Protocol::Udp), 17, 53),
+    (Some(Protocol::Icmp), 1, 0),
+    (Some(Protocol::Sctp), 132, 443),
+    (None, 47, 443),
+];
+
 prop_compose! {
     fn policy()(
         name in "[a-d]",
@@ -35,9 +62,11 @@ prop_compose! {
         app in "[xy]",
         cidrs in cidrs(),
         except in cidrs(),
+        ports in prop::option::weighted(0.4, prop::collection::vec(port(), 1..3)),
         through in prop::collection::vec(0usize..3, 0..3),
         block in any::<bool>(),
     ) -> PlannedPolicySpec {
+        let ports = ports.unwrap_or_default();
         PlannedPolicySpec {
             source: PolicyRef { namespace: Some("payments".into()), name },
             created,
@@ -45,7 +74,7 @@ prop_compose! {
             namespaces: None,
             pods: fixtures::app(&app),
             sources: sources.map(|cidrs| Sources { cidrs: vec![cidrs] }),
-            to: Destinations { cidrs, except },
+            to: Destinations { cidrs, except, ports },
             through: through
                 .into_iter()
                 .map(|g| PlannedThrough { gateway: format!("g{g}"), identity: identity(g) })
@@ -91,7 +120,13 @@ prop_compose! {
 }
 
 /// What the plan says about one packet.
-fn oracle(inputs: &NodeInputs, pod: IpAddr, app: &str, destination: IpAddr) -> Option<Verdict> {
+fn oracle(
+    inputs: &NodeInputs,
+    pod: IpAddr,
+    app: &str,
+    destination: IpAddr,
+    (protocol, port): (Option<Protocol>, u16),
+) -> Option<Verdict> {
     let plan = inputs.plan.as_ref().expect("a plan");
     let within = |list: &[String]| {
         list.iter()
@@ -108,16 +143,37 @@ fn oracle(inputs: &NodeInputs, pod: IpAddr, app: &str, destination: IpAddr) -> O
         };
         p.pods == fixtures::app(app) && p.sources.as_ref().is_none_or(from)
     };
-    let mut claims: Vec<(u8, i32, i64, &str, &PlannedPolicySpec)> = Vec::new();
+    // How many ports the narrowest entry around the packet's port has.
+    let around = |policy: &PlannedPolicySpec| {
+        let sizes = policy.to.ports.iter().filter_map(|entry| {
+            if Some(entry.protocol) != protocol {
+                return None;
+            }
+            let Some(first) = entry.port else {
+                return Some(65_536);
+            };
+            let last = entry.end_port.unwrap_or(first);
+            (first..=last)
+                .contains(&i32::from(port))
+                .then_some(last - first + 1)
+        });
+        sizes.min()
+    };
+    let mut claims: Vec<((u8, i32), i32, i64, &str, &PlannedPolicySpec)> = Vec::new();
     for policy in plan.policies.iter().filter(selected) {
         let length = if policy.to.cidrs.is_empty() {
             Some(0)
         } else {
             within(&policy.to.cidrs)
         };
-        if let Some(length) = length.filter(|_| within(&policy.to.except).is_none()) {
+        let ports = if policy.to.ports.is_empty() {
+            Some(i32::MAX)
+        } else {
+            around(policy)
+        };
+        if let (Some(length), Some(ports), None) = (length, ports, within(&policy.to.except)) {
             claims.push((
-                u8::MAX - length,
+                (u8::MAX - length, ports),
                 -policy.priority,
                 policy.created,
                 &policy.source.name,
@@ -160,11 +216,12 @@ proptest! {
             let pod: IpAddr = pod.parse().expect("address");
             let near = (0..40).map(|low| BASE + low).chain([BASE - 1, BASE + 255, BASE + 256, far]);
             for destination in near.map(|a| IpAddr::from(Ipv4Addr::from(a))) {
-                let found = state.flows.pods.get(&pod).and_then(|class| {
-                    let class = &state.flows.classes[class];
-                    class.iter().find(|(i, _)| i.contains(destination)).map(|(_, v)| *v)
-                });
-                prop_assert_eq!(found, oracle(&inputs, pod, app, destination), "{} to {}", app, destination);
+                let local = state.flows.local.iter().any(|i| i.contains(destination));
+                for (protocol, number, port) in PACKETS {
+                    let found = state.flows.judge(pod, destination, (number, port));
+                    let expected = oracle(&inputs, pod, app, destination, (protocol, port)).filter(|_| !local);
+                    prop_assert_eq!(found, expected, "{} to {}, {:?} {}", app, destination, protocol, port);
+                }
             }
         }
     }

@@ -8,12 +8,16 @@ use spillway_crds::member::{NodeRef, PlannedGatewaySpec, PlannedPolicySpec};
 
 use super::encrypted::Waiting;
 use super::exits::{Exit, exit};
+use super::flatten::MOST;
+use super::forwarded::Forwarded;
 use super::gateways::{carriers, is_source_node};
 use super::guard::pod_ranges;
 use super::held::Taken;
 use super::inputs::{Addresses, NodeInputs, NodePlan, Pod};
 use super::own::{Own, doubled};
 use super::peers::Peers;
+use super::select::{Ways, select};
+use crate::ports;
 
 /// Problems with `inputs`, one sentence each; empty where all of the plan can be realised.
 pub fn problems(inputs: &NodeInputs) -> Vec<String> {
@@ -45,21 +49,57 @@ pub fn problems(inputs: &NodeInputs) -> Vec<String> {
             "the path to node {node} must be encrypted and can't be yet, so nothing is sent there: {reason}"
         ));
     }
+    out.extend(too_fine(inputs, plan, &peers));
     let taken = Taken::new(inputs, plan, &peers);
     for gateway in &plan.gateways {
         gateway_problems(inputs, plan, gateway, &peers, &taken, &mut out);
     }
     for policy in &plan.policies {
+        let named = || {
+            let namespace = policy.source.namespace.as_deref().unwrap_or("");
+            format!("policy {namespace}/{}", policy.source.name)
+        };
+        for bad in policy.to.ports.iter().filter_map(|p| ports::parse(p).err()) {
+            out.push(format!(
+                "{}: an entry of spec.to.ports is left out: {bad}",
+                named()
+            ));
+        }
         let unreadable = policy.to.cidrs.iter().chain(&policy.to.except);
         for cidr in unreadable.filter(|c| c.parse::<IpNet>().is_err()) {
             out.push(format!(
-                "policy {}/{}: {cidr:?} in spec.to is no CIDR and is left out",
-                policy.source.namespace.as_deref().unwrap_or(""),
-                policy.source.name
+                "{}: {cidr:?} in spec.to is no CIDR and is left out",
+                named()
             ));
         }
     }
     out
+}
+
+/// Pods whose policies with ports come to too many cases.
+fn too_fine(inputs: &NodeInputs, plan: &NodePlan, peers: &Peers) -> Option<String> {
+    let to = || plan.policies.iter().map(|p| &p.to);
+    let ports: usize = to().map(|to| to.ports.len()).sum();
+    let prefixes: usize = to().map(|to| to.cidrs.len() + to.except.len()).sum();
+    // Not even with all of them at every address.
+    if ports.saturating_mul(4 * prefixes + 2) <= MOST {
+        return None;
+    }
+    let selection = select(&Ways {
+        inputs,
+        plan,
+        peers,
+        own: &Own::new(plan, peers),
+        forwarded: &Forwarded::new(inputs, plan, peers),
+    });
+    let fine = selection.classes.iter().filter(|(_, class)| class.too_fine);
+    let fine: BTreeSet<&String> = fine.map(|(name, _)| name).collect();
+    let mut pods = selection.pods.iter().filter(|(_, class)| fine.contains(class));
+    let (address, _) = pods.next()?;
+    Some(format!(
+        "the policies of {} pods, such as that with the address {address}, name so many ports at destinations within each          other that nobody could list them, so all of these destinations are blocked; divide them among fewer policies",
+        1 + pods.count()
+    ))
 }
 
 /// Pods that the guard doesn't see.

@@ -9,23 +9,36 @@ use spillway_crds::hub::OnUnavailable;
 use spillway_crds::member::{PlannedGatewaySpec, PlannedPolicySpec, PlannedThrough};
 
 use super::exits::{Exit, exit, hops};
-use super::flatten::{Claim, flatten};
+use super::flatten::{Claim, TooFine, flatten};
 use super::flows::Verdict;
 use super::forwarded::Forwarded;
 use super::gateways::is_source_node;
 use super::guard::certain;
 use super::inputs::{Addresses, NodeInputs, NodePlan, Pod};
 use super::interval::{Family, Interval};
+use super::outcome::Outcome;
 use super::own::Own;
 use super::peers::{Peer, Peers};
 use super::sandbox::settled;
 use crate::order::rank;
+use crate::ports::{self, PortClaim};
 
 /// Pods with one list of policies, and what that list comes to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Class {
     /// Destinations of both families, sorted and disjoint.
-    pub(super) destinations: Vec<(Interval, Verdict)>,
+    pub(super) destinations: Vec<(Interval, Outcome<Verdict>)>,
+    /// Its policies with ports come to too many cases: what they claim any port of is dropped.
+    pub(super) too_fine: bool,
+}
+
+impl Class {
+    /// Every verdict in it, some of them many times.
+    pub(super) fn verdicts(&self) -> impl Iterator<Item = Verdict> {
+        self.destinations
+            .iter()
+            .flat_map(|(_, outcome)| outcome.verdicts())
+    }
 }
 
 /// Everything selected on this node.
@@ -46,8 +59,8 @@ impl Selection {
     pub(super) fn identities(&self) -> BTreeSet<u16> {
         self.classes
             .values()
-            .flat_map(|c| &c.destinations)
-            .flat_map(|(_, v)| v.identities())
+            .flat_map(Class::verdicts)
+            .flat_map(Verdict::identities)
             .collect()
     }
 }
@@ -142,27 +155,48 @@ pub(super) fn select(ways: &Ways) -> Selection {
         names.insert(chosen.clone(), name.clone());
         selection.pods.insert(address, name.clone());
         selection.classes.entry(name).or_insert_with(|| {
-            let destinations = Family::BOTH.into_iter().flat_map(|family| {
-                let claims: Vec<Claim<Verdict>> = chosen
-                    .iter()
-                    .map(|i| Claim {
-                        cidrs: parsed[*i].cidrs.clone(),
-                        except: parsed[*i].except.clone(),
-                        verdict: if parsed[*i].guessed {
-                            blocked(policies[*i])
-                        } else {
-                            ways.resolve(policies[*i], family)
-                        },
-                    })
-                    .collect();
-                flatten(&claims, family)
-            });
-            Class {
-                destinations: destinations.collect(),
-            }
+            let claims = |family| {
+                let claim = |i: &usize| Claim {
+                    verdict: if parsed[*i].guessed {
+                        blocked(policies[*i])
+                    } else {
+                        ways.resolve(policies[*i], family)
+                    },
+                    ..parsed[*i].claim()
+                };
+                chosen.iter().map(claim).collect()
+            };
+            class(claims)
         });
     }
     selection
+}
+
+/// The class of `claims` by family. Where ports make too many cases of them, nobody can say which of them were meant to
+/// come first, so that all destinations of policies with ports are blocked.
+fn class(claims: impl Fn(Family) -> Vec<Claim<Verdict>>) -> Class {
+    let flat = |claims: &dyn Fn(Family) -> Vec<Claim<Verdict>>| -> Result<Vec<_>, TooFine> {
+        let [v4, v6] = Family::BOTH.map(|family| flatten(&claims(family), family));
+        Ok([v4?, v6?].concat())
+    };
+    if let Ok(destinations) = flat(&claims) {
+        return Class {
+            destinations,
+            too_fine: false,
+        };
+    }
+    let without_ports = |family| {
+        let mut claims = claims(family);
+        for claim in claims.iter_mut().filter(|c| !c.ports.is_empty()) {
+            claim.ports.clear();
+            claim.verdict = Some(Verdict::Block);
+        }
+        claims
+    };
+    Class {
+        destinations: flat(&without_ports).unwrap_or_default(),
+        too_fine: true,
+    }
 }
 
 /// What a policy takes.
@@ -170,8 +204,22 @@ pub(super) struct Taken {
     pub(super) cidrs: Vec<IpNet>,
     /// What of it the policy leaves alone.
     pub(super) except: Vec<IpNet>,
-    /// None of its destinations can be read, so that everything could be one.
+    /// Ports there; empty: all of them.
+    pub(super) ports: Vec<PortClaim>,
+    /// None of its destinations or of its ports can be read, so that everything could be one.
     guessed: bool,
+}
+
+impl Taken {
+    /// The claim on it, without a verdict.
+    pub(super) fn claim<V>(&self) -> Claim<V> {
+        Claim {
+            cidrs: self.cidrs.clone(),
+            except: self.except.clone(),
+            ports: self.ports.clone(),
+            verdict: None,
+        }
+    }
 }
 
 /// What a policy takes. An entry that can't be read is left out: the hub has refused such a policy, and
@@ -184,13 +232,21 @@ pub(super) fn destinations(policy: &PlannedPolicySpec) -> Taken {
             .collect()
     };
     let mut cidrs = read(&policy.to.cidrs);
-    let guessed = cidrs.is_empty() && !policy.to.cidrs.is_empty();
+    let ports: Vec<PortClaim> = policy
+        .to
+        .ports
+        .iter()
+        .filter_map(|p| ports::parse(p).ok())
+        .collect();
+    let guessed = (cidrs.is_empty() && !policy.to.cidrs.is_empty())
+        || (ports.is_empty() && !policy.to.ports.is_empty());
     if cidrs.is_empty() {
         cidrs.extend(Family::BOTH.map(Family::everything));
     }
     Taken {
         cidrs,
         except: read(&policy.to.except),
+        ports,
         guessed,
     }
 }

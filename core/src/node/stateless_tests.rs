@@ -99,8 +99,16 @@ fn flow(port: u16) -> Flow {
         destination: ip("198.51.100.1"),
         translated: ip(EIP),
         port,
+        protocol: 6,
+        to_port: 443,
         mark: 0x5300_0007,
     }
+}
+
+/// Every verdict of every class.
+fn verdicts(state: &DesiredState) -> impl Iterator<Item = Verdict> {
+    let outcomes = state.flows.classes.values().flatten();
+    outcomes.flat_map(|(_, outcome)| outcome.verdicts())
 }
 
 fn dead(nodes: &[&str]) -> Liveness {
@@ -177,7 +185,7 @@ proptest! {
             let old = usable(&[|s| &s.ports, |s| &s.draining]);
             prop_assert_eq!(own(&source, port), old, "the source's guard, port {}", port);
             prop_assert!(!old || to == Some(A1), "a gateway knows every port in use");
-            if source.flows.classes.values().flatten().any(|(_, v)| v.identity().is_some()) {
+            if verdicts(&source).any(|v| v.identity().is_some()) {
                 prop_assert_eq!(source.flows.cut(&flow(port)), !old, "entries with port {}", port);
             }
         }
@@ -308,7 +316,7 @@ fn where_nothing_answers_a_policy_that_blocks_still_tries_what_its_cluster_calls
     assert_eq!(compile(&inputs), one, "the one that is called ready");
     inputs.liveness = dead(&["b-1", "b-2"]);
     plan(&mut inputs).policies[0].on_unavailable = OnUnavailable::NodeIP;
-    assert!(compile(&inputs).flows.classes.values().flatten().next().is_none());
+    assert!(verdicts(&compile(&inputs)).next().is_none());
 }
 
 #[test]
@@ -336,8 +344,10 @@ fn a_flow_of_another_gateway_of_the_policy_lives_while_that_does() {
         ..flow(40_000)
     };
     let both = compile(&inputs);
-    let verdict = both.flows.classes.values().next().expect("a class")[0].1;
-    assert_eq!(verdict, Verdict::Prefer(7, Others::from_iter([9])));
+    assert_eq!(
+        verdicts(&both).next(),
+        Some(Verdict::Prefer(7, Others::from_iter([9])))
+    );
     assert!(!both.flows.cut(&through_paris) && !both.flows.cut(&flow(1024)));
     let chains = &both.ruleset.as_ref().expect("table").chains;
     assert_eq!(
@@ -367,14 +377,7 @@ fn a_node_without_ports_blocks_and_says_so() {
         address.slices[0].draining.clear();
     }
     let state = compile(&inputs);
-    assert!(
-        state
-            .flows
-            .classes
-            .values()
-            .flatten()
-            .all(|(_, v)| *v == Verdict::Block)
-    );
+    assert!(verdicts(&state).all(|v| v == Verdict::Block));
     let found = problems(&inputs).join("\n");
     assert!(found.contains("frankfurt") && found.contains(EIP), "{found}");
     assert!(problems(&fixtures::stateless_source()).is_empty());

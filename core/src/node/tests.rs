@@ -71,11 +71,7 @@ fn plan(inputs: &mut NodeInputs) -> &mut NodePlan {
 }
 
 fn verdict_of(state: &DesiredState, pod: &str, destination: &str) -> Option<Verdict> {
-    let class = state.flows.pods.get(&ip(pod))?;
-    state.flows.classes[class]
-        .iter()
-        .find(|(i, _)| i.contains(ip(destination)))
-        .map(|(_, v)| *v)
+    state.flows.judge(ip(pod), ip(destination), (6, 443))
 }
 
 #[test]
@@ -510,6 +506,8 @@ fn flows_that_began_otherwise_are_cut() {
         destination: ip(destination),
         translated: ip(translated),
         port: 0,
+        protocol: 6,
+        to_port: 443,
         mark,
     };
     let source = compile(&fixtures::source()).flows;

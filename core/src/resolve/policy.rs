@@ -3,16 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use spillway_crds::hub::{Destinations, IdentityRecord, Sources};
+use spillway_crds::hub::{DestinationPort, Destinations, IdentityRecord, Sources};
 use spillway_crds::member::PolicyRef;
 
 use super::gateway::Gateways;
 use super::{Fault, FederationState, MemberInput, PolicyInput};
 use crate::address::{Addresses, parse_prefix};
 use crate::alloc::{self, Egress, Memory};
+use crate::ports::{self, PortClaim};
 
 /// Identities that one gateway's status has room for.
 const MAX_RECORDS: usize = 4096;
+/// Ports that one policy may name.
+const MAX_PORTS: usize = 64;
 
 /// All policies.
 pub(super) struct Policies<'a> {
@@ -31,7 +34,7 @@ pub(super) struct Policy<'a> {
     pub(super) to: Destinations,
     /// What of its sources could be read; `None` where it names none, and where none could.
     pub(super) sources: Option<Sources>,
-    /// True where some of both could. Where none could, nobody knows what it was meant to take: it is planned as if it
+    /// True where some of each could. Where none could, nobody knows what it was meant to take: it is planned as if it
     /// named none, and without a gateway, so that its `onUnavailable` rules.
     pub(super) readable: bool,
 }
@@ -172,6 +175,8 @@ impl<'a> Policy<'a> {
         // An empty list means everything, so a list of which nothing could be read must not become one.
         let somewhere = input.to.cidrs.is_empty() || !cidrs.is_empty();
         let somebody = sources.as_ref().is_none_or(|s| !s.cidrs.is_empty());
+        let ports = destination_ports(&input.to.ports, &mut faults);
+        let some_port = input.to.ports.is_empty() || !ports.is_empty();
         for (field, some, whom) in [
             ("to.cidrs", somewhere, "everything that its pods send"),
             (
@@ -179,10 +184,11 @@ impl<'a> Policy<'a> {
                 somebody,
                 "all pods that the other selectors match",
             ),
+            ("to.ports", some_port, "all ports of its destinations"),
         ] {
             let first = faults
                 .iter_mut()
-                .find(|f| f.message.starts_with(&format!("spec.{field}[")));
+                .find(|f| f.message.starts_with(&format!("spec.{field}")));
             if let Some(fault) = first.filter(|_| !some) {
                 fault.message.push_str("; none of spec.");
                 fault.message.push_str(field);
@@ -195,6 +201,7 @@ impl<'a> Policy<'a> {
         let to = Destinations {
             cidrs: texts(cidrs),
             except: texts(except),
+            ports,
         };
         let selected = members
             .iter()
@@ -208,7 +215,7 @@ impl<'a> Policy<'a> {
             through,
             to,
             sources: sources.filter(|_| somebody),
-            readable: somewhere && somebody,
+            readable: somewhere && somebody && some_port,
         }
     }
 }
@@ -277,6 +284,40 @@ fn prefixes(field: &str, list: &[String], faults: &mut Vec<Fault>) -> Vec<(usize
                 format!("spec.{field}[{i}] repeats {net}; remove one of the two"),
             )),
             Ok(net) => out.push((i, net)),
+        }
+    }
+    out
+}
+
+/// What of a policy's ports could be read.
+fn destination_ports(list: &[DestinationPort], faults: &mut Vec<Fault>) -> Vec<DestinationPort> {
+    if list.len() > MAX_PORTS {
+        faults.push(Fault::new(
+            "TooManyPorts",
+            format!(
+                "spec.to.ports has {} entries, and a policy has at most {MAX_PORTS}: merge some to ranges, or divide them among \
+                 several policies",
+                list.len()
+            ),
+        ));
+        return Vec::new();
+    }
+    let mut seen: BTreeMap<PortClaim, usize> = BTreeMap::new();
+    let mut out = Vec::new();
+    for (i, entry) in list.iter().enumerate() {
+        match ports::parse(entry) {
+            Err(bad) => faults.push(Fault::new("InvalidPort", format!("spec.to.ports[{i}]: {bad}"))),
+            Ok(claim) => {
+                if let Some(first) = seen.get(&claim) {
+                    faults.push(Fault::new(
+                        "DuplicateEntry",
+                        format!("spec.to.ports[{i}] repeats spec.to.ports[{first}]; remove one of the two"),
+                    ));
+                    continue;
+                }
+                seen.insert(claim, i);
+                out.push(*entry);
+            }
         }
     }
     out

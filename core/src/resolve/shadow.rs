@@ -13,9 +13,11 @@ use spillway_crds::member::PolicyRef;
 use spillway_crds::{LabelSelector, Operator, Requirement};
 
 use super::policy::{Policies, Policy};
-use crate::node::flatten::{Claim, flatten};
+use crate::node::flatten::{Claim, TooFine, flatten};
 use crate::node::interval::{Family, Interval};
+use crate::node::outcome::Outcome;
 use crate::order::rank;
+use crate::ports::{self, PortClaim};
 
 /// The label that every namespace has with its name as the value.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
@@ -53,6 +55,7 @@ struct Side<'a> {
     policy: &'a Policy<'a>,
     cidrs: Vec<IpNet>,
     except: Vec<IpNet>,
+    ports: Vec<PortClaim>,
     sources: Option<Vec<IpNet>>,
 }
 
@@ -69,6 +72,7 @@ impl<'a> Side<'a> {
             policy,
             cidrs,
             except: read(&to.except),
+            ports: to.ports.iter().filter_map(|p| ports::parse(p).ok()).collect(),
             sources: policy.sources.as_ref().map(|s: &Sources| read(&s.cidrs)),
         }
     }
@@ -83,7 +87,7 @@ impl<'a> Side<'a> {
     }
 
     fn size(&self) -> usize {
-        self.cidrs.len() + self.except.len()
+        (self.cidrs.len() + self.except.len()) * (1 + self.ports.len())
     }
 
     /// True where every pod that `other` selects is selected by this policy, in members that both select.
@@ -113,6 +117,7 @@ impl<'a> Side<'a> {
         Claim {
             cidrs: self.cidrs.clone(),
             except: self.except.clone(),
+            ports: self.ports.clone(),
             verdict: Some(verdict),
         }
     }
@@ -271,7 +276,7 @@ impl Losses<'_> {
                 "Shadowed",
                 format!(
                     "nothing is left to this policy: all its destinations go to {names}, which select all of its pods; a \
-                     longer prefix in spec.to.cidrs or a higher spec.priority changes that"
+                     longer prefix in spec.to.cidrs, spec.to.ports or a higher spec.priority changes that"
                 ),
             );
         }
@@ -299,11 +304,11 @@ impl Losses<'_> {
 /// Who wins what among policies that select all pods of some policies, in some members.
 struct Contest<'a> {
     members: Vec<&'a str>,
-    won: Vec<(Interval, usize)>,
+    won: Vec<(Interval, Outcome<usize>)>,
 }
 
 /// The contests that the policies of `kin` take part in, one for each set of members with the same rivals. `None` where
-/// the budget is used up.
+/// the budget is used up, or ports make too many cases.
 fn contests<'a>(kin: &Kin, kins: &[Kin], sides: &[Side<'a>], left: &mut usize) -> Option<Vec<Contest<'a>>> {
     *left = left.checked_sub(kins.len())?;
     let own = &sides[kin[0]];
@@ -326,24 +331,22 @@ fn contests<'a>(kin: &Kin, kins: &[Kin], sides: &[Side<'a>], left: &mut usize) -
         set.sort_unstable();
         *left = left.checked_sub(set.iter().map(|s| sides[*s].size()).sum())?;
         let claims: Vec<Claim<usize>> = set.iter().map(|s| sides[*s].claim(*s)).collect();
-        let won = Family::BOTH
-            .into_iter()
-            .flat_map(|family| flatten(&claims, family));
-        out.push(Contest {
-            members,
-            won: won.collect(),
-        });
+        let won = flat(&claims).ok()?;
+        out.push(Contest { members, won });
     }
     Some(out)
 }
 
+/// Both families' destinations.
+fn flat<V: Copy + Eq>(claims: &[Claim<V>]) -> Result<Vec<(Interval, Outcome<V>)>, TooFine> {
+    let [v4, v6] = Family::BOTH.map(|family| flatten(claims, family));
+    Ok([v4?, v6?].concat())
+}
+
 /// What policy `i` loses.
 fn losses<'a>(i: usize, sides: &[Side<'a>], contests: &[Contest<'a>]) -> Losses<'a> {
-    let mine: Vec<Interval> = Family::BOTH
-        .into_iter()
-        .flat_map(|family| flatten(&[sides[i].claim(())], family))
-        .map(|(interval, ())| interval)
-        .collect();
+    // It has been flattened together with others before.
+    let mine = flat(&[sides[i].claim(())]).unwrap_or_default();
     let mut losses = Losses::default();
     let mut kept = mine.is_empty() || contests.is_empty();
     for contest in contests {
@@ -363,12 +366,12 @@ fn losses<'a>(i: usize, sides: &[Side<'a>], contests: &[Contest<'a>]) -> Losses<
 }
 
 /// Who wins something of `mine`. Both lists are sorted and disjoint.
-fn winners(mine: &[Interval], won: &[(Interval, usize)]) -> BTreeSet<usize> {
+fn winners(mine: &[(Interval, Outcome<()>)], won: &[(Interval, Outcome<usize>)]) -> BTreeSet<usize> {
     let mut winners = BTreeSet::new();
-    for own in mine {
+    for (own, outcome) in mine {
         let from = won.partition_point(|(i, _)| i.last() < own.first());
         let within = won[from..].iter().take_while(|(i, _)| i.first() <= own.last());
-        winners.extend(within.map(|(_, w)| *w));
+        winners.extend(within.flat_map(|(_, w)| w.within(outcome)));
     }
     winners
 }

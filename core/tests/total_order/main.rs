@@ -16,13 +16,14 @@ use spillway_core::plan::Resource;
 use spillway_core::resolve::{FederationState, GatewayInput, MemberInput, PolicyInput, Resolution, resolve};
 use spillway_crds::address::AddressPair;
 use spillway_crds::hub::{
-    AddressPool, Destinations, EgressGatewaySpec, GatewayNodes, MemberNode, Sources, Through, Translation,
+    AddressPool, DestinationPort, Destinations, EgressGatewaySpec, GatewayNodes, MemberNode, Protocol,
+    Sources, Through, Translation,
 };
 use spillway_crds::member::{EgressNodeSpec, PolicyRef};
 use spillway_crds::{ConditionType, LabelSelector};
 
 use oracle::{
-    CROWD, GATEWAYS, MEMBERS, NAMESPACES, Rule, Subject, egress_ip, leaves_with, member_labels,
+    CROWD, GATEWAYS, MEMBERS, NAMESPACES, Probe, Rule, Subject, egress_ip, leaves_with, member_labels,
     namespace_labels, oracle, rule, subject,
 };
 use words::Dice;
@@ -41,6 +42,17 @@ fn written(rule: &Rule) -> PolicyInput {
         to: Destinations {
             cidrs: texts(&rule.cidrs),
             except: texts(&rule.except),
+            ports: rule
+                .ports
+                .iter()
+                .map(|(protocol, range)| DestinationPort {
+                    protocol: *protocol,
+                    port: range.map(|(first, _)| first.into()),
+                    end_port: range
+                        .filter(|(first, last)| first < last)
+                        .map(|(_, last)| last.into()),
+                })
+                .collect(),
         },
         priority: rule.priority,
         through: rule
@@ -186,13 +198,36 @@ fn inputs(state: &FederationState, resolution: &Resolution, member: &str, pods: 
 }
 
 /// What a node makes of each probe: the egress IP, or nothing where the packet is left alone.
-type Effective = BTreeMap<(&'static str, Ipv4Addr, Ipv4Addr), Option<Ipv4Addr>>;
+type Effective = BTreeMap<(&'static str, Ipv4Addr, Probe), Option<Ipv4Addr>>;
+
+/// A packet's protocol number and port.
+fn numbers(packet: Option<(Protocol, u16)>) -> (u8, u16) {
+    match packet {
+        None => (47, 0),
+        Some((Protocol::Tcp, port)) => (6, port),
+        Some((Protocol::Udp, port)) => (17, port),
+        Some((Protocol::Sctp, port)) => (132, port),
+        Some((Protocol::Icmp, _)) => (1, 0),
+    }
+}
+
+/// Kinds of packets that rules may tell apart.
+const PACKETS: [Option<(Protocol, u16)>; 8] = [
+    Some((Protocol::Tcp, 437)),
+    Some((Protocol::Tcp, 440)),
+    Some((Protocol::Tcp, 443)),
+    Some((Protocol::Udp, 440)),
+    Some((Protocol::Udp, 53)),
+    Some((Protocol::Sctp, 440)),
+    Some((Protocol::Icmp, 0)),
+    None,
+];
 
 fn effective(
     state: &FederationState,
     resolution: &Resolution,
     pods: &[Subject],
-    probes: &[Ipv4Addr],
+    probes: &[Probe],
 ) -> Effective {
     let mut all = Effective::new();
     for member in MEMBERS {
@@ -214,16 +249,9 @@ fn effective(
             })
             .collect();
         for pod in pods.iter().filter(|p| p.member == member) {
-            let class = flows.pods.get(&pod.address.into()).map(|c| &flows.classes[c]);
             for probe in probes {
-                let address = IpAddr::from(*probe);
-                let verdict = class.and_then(|c| {
-                    let after = c.partition_point(|(i, _)| i.first() <= address);
-                    c[..after]
-                        .last()
-                        .filter(|(i, _)| i.contains(address))
-                        .map(|(_, v)| *v)
-                });
+                let (to, packet) = *probe;
+                let verdict = flows.judge(pod.address.into(), to.into(), numbers(packet));
                 let egress = verdict.map(|verdict| match verdict {
                     Verdict::Identity(id) | Verdict::Prefer(id, _) => addresses[&id],
                     blocked => panic!("{blocked:?}, though all gateways are there"),
@@ -241,11 +269,14 @@ fn agree(seed: u64, policies: usize, pods: u32, probes: u32) {
     let mut names = BTreeSet::new();
     rules.retain(|r| names.insert((r.namespace, r.name.clone())));
     let pods: Vec<Subject> = (0..pods).map(|i| subject(&mut dice, i)).collect();
-    let probes: Vec<Ipv4Addr> = (0..probes)
-        .map(|i| match i {
-            0 => Ipv4Addr::new(8, 8, 8, 8),
-            1 => Ipv4Addr::new(198, 51, 7, 7),
-            _ => Ipv4Addr::from(CROWD + dice.below(70)),
+    let probes: Vec<Probe> = (0..probes)
+        .map(|i| {
+            let to = match i {
+                0 | 1 => Ipv4Addr::new(8, 8, 8, 8),
+                2 => Ipv4Addr::new(198, 51, 7, 7),
+                _ => Ipv4Addr::from(CROWD + dice.below(70)),
+            };
+            (to, dice.of(&PACKETS))
         })
         .collect();
     let mut state = federation(&rules);
@@ -260,7 +291,7 @@ fn agree(seed: u64, policies: usize, pods: u32, probes: u32) {
             assert_eq!(
                 got,
                 rule.map(leaves_with),
-                "seed {seed}: {pod:?} to {probe}: {rule:?}"
+                "seed {seed}: {pod:?} to {probe:?}: {rule:?}"
             );
         }
     }

@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use spillway_crds::hub::Protocol;
 
 use crate::words::{Asks, Dice, Labels};
 
@@ -26,6 +27,8 @@ pub(crate) struct Rule {
     pub(crate) sources: Vec<Ipv4Net>,
     pub(crate) cidrs: Vec<Ipv4Net>,
     pub(crate) except: Vec<Ipv4Net>,
+    /// Protocol, and first and last port where they are named.
+    pub(crate) ports: Vec<(Protocol, Option<(u16, u16)>)>,
     /// Gateway and, where it is fixed, the last digit of its egress IP.
     pub(crate) through: Vec<(usize, Option<u8>)>,
 }
@@ -55,6 +58,21 @@ pub(crate) fn net(dice: &mut Dice) -> Ipv4Net {
         .trunc()
 }
 
+/// Ports crowd around 440.
+fn port(dice: &mut Dice) -> (Protocol, Option<(u16, u16)>) {
+    let protocol = dice.of(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Icmp]);
+    if protocol == Protocol::Icmp || dice.one_in(4) {
+        return (protocol, None);
+    }
+    let first = 438 + u16::try_from(dice.below(6)).expect("small");
+    let more = if dice.one_in(2) {
+        0
+    } else {
+        u16::try_from(dice.below(5)).expect("small")
+    };
+    (protocol, Some((first, first + more)))
+}
+
 pub(crate) fn rule(dice: &mut Dice, number: usize) -> Rule {
     let namespace = (!dice.one_in(3)).then(|| dice.of(&NAMESPACES));
     let mut cidrs: Vec<Ipv4Net> = (0..dice.below(4)).map(|_| net(dice)).collect();
@@ -66,6 +84,13 @@ pub(crate) fn rule(dice: &mut Dice, number: usize) -> Rule {
         list.sort();
         list.dedup();
     }
+    let mut ports: Vec<_> = if dice.one_in(3) {
+        (0..=dice.below(3)).map(|_| port(dice)).collect()
+    } else {
+        Vec::new()
+    };
+    ports.sort_unstable();
+    ports.dedup();
     let first = dice.below(3) as usize;
     let mut through = vec![(first, None)];
     if dice.one_in(2) {
@@ -107,6 +132,7 @@ pub(crate) fn rule(dice: &mut Dice, number: usize) -> Rule {
         },
         cidrs,
         except,
+        ports,
         through,
     }
 }
@@ -153,10 +179,13 @@ pub(crate) fn subject(dice: &mut Dice, number: u32) -> Subject {
     }
 }
 
-/// True where `a` goes before `b` for a packet that both take, with prefixes of the lengths given.
-pub(crate) fn goes_before(a: (&Rule, u8), b: (&Rule, u8)) -> bool {
+/// True where `a` goes before `b` for a packet that both take, with prefixes of the lengths given and with so many ports.
+pub(crate) fn goes_before(a: (&Rule, u8, u32), b: (&Rule, u8, u32)) -> bool {
     if a.1 != b.1 {
         return a.1 > b.1;
+    }
+    if a.2 != b.2 {
+        return a.2 < b.2;
     }
     if a.0.priority != b.0.priority {
         return a.0.priority > b.0.priority;
@@ -169,9 +198,31 @@ pub(crate) fn goes_before(a: (&Rule, u8), b: (&Rule, u8)) -> bool {
     name(a.0) < name(b.0)
 }
 
-/// The policy that takes a packet of `pod` to `to`.
-pub(crate) fn oracle<'a>(rules: &'a [Rule], pod: &Subject, to: Ipv4Addr) -> Option<&'a Rule> {
-    let mut best: Option<(&Rule, u8)> = None;
+/// Where a packet goes: an address, and a protocol and port, or a protocol that no policy can name.
+pub(crate) type Probe = (Ipv4Addr, Option<(Protocol, u16)>);
+
+/// How many ports the narrowest entry of the rule around the packet's has; `None` where it doesn't take the packet.
+fn fewest_ports(rule: &Rule, packet: Option<(Protocol, u16)>) -> Option<u32> {
+    if rule.ports.is_empty() {
+        return Some(u32::MAX);
+    }
+    let (protocol, port) = packet?;
+    let mut fewest = None;
+    for (named, range) in &rule.ports {
+        let size = match range {
+            _ if *named != protocol => continue,
+            None => 65_536,
+            Some((first, last)) if *first <= port && port <= *last => u32::from(last - first) + 1,
+            Some(_) => continue,
+        };
+        fewest = Some(fewest.map_or(size, |least: u32| least.min(size)));
+    }
+    fewest
+}
+
+/// The policy that takes a packet of `pod`.
+pub(crate) fn oracle<'a>(rules: &'a [Rule], pod: &Subject, (to, packet): Probe) -> Option<&'a Rule> {
+    let mut best: Option<(&Rule, u8, u32)> = None;
     for rule in rules {
         let place = match rule.namespace {
             Some(namespace) => namespace == pod.namespace,
@@ -184,17 +235,20 @@ pub(crate) fn oracle<'a>(rules: &'a [Rule], pod: &Subject, to: Ipv4Addr) -> Opti
         if rule.except.iter().any(|n| n.contains(&to)) {
             continue;
         }
+        let Some(ports) = fewest_ports(rule, packet) else {
+            continue;
+        };
         let mut length = if rule.cidrs.is_empty() { Some(0) } else { None };
         for cidr in rule.cidrs.iter().filter(|n| n.contains(&to)) {
             length = length.max(Some(cidr.prefix_len()));
         }
         if let Some(length) = length
-            && best.is_none_or(|best| goes_before((rule, length), best))
+            && best.is_none_or(|best| goes_before((rule, length, ports), best))
         {
-            best = Some((rule, length));
+            best = Some((rule, length, ports));
         }
     }
-    best.map(|(rule, _)| rule)
+    best.map(|(rule, ..)| rule)
 }
 
 /// The egress IP that a policy's packets leave with: all gateways are there, so the first one's.

@@ -22,7 +22,7 @@ impl Dice {
         self.below(n) == 0
     }
 
-    pub(crate) fn of<'a>(&mut self, list: &[&'a str]) -> &'a str {
+    pub(crate) fn of<T: Copy>(&mut self, list: &[T]) -> T {
         list[self.below(u32::try_from(list.len()).expect("few")) as usize]
     }
 }

@@ -70,9 +70,9 @@ pub struct FederatedEgressPolicySpec {
     /// Destinations.
     #[serde(default)]
     pub to: Destinations,
-    /// Which policy wins where several select a pod and claim a destination by prefixes of one length: the one with the
-    /// higher number, then the older one, then the first by namespace and name. A longer prefix wins whatever
-    /// stands here.
+    /// Which policy wins where several select a pod and claim a destination by prefixes of one length and by equally many
+    /// ports: the one with the higher number, then the older one, then the first by namespace and name. A longer prefix,
+    /// then fewer ports win whatever stands here.
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(range(min = -65536, max = 65536))]
     pub priority: i32,
@@ -147,9 +147,9 @@ pub struct FederatedClusterEgressPolicySpec {
     /// Destinations.
     #[serde(default)]
     pub to: Destinations,
-    /// Which policy wins where several select a pod and claim a destination by prefixes of one length: the one with the
-    /// higher number, then the older one, then the first by namespace and name. A longer prefix wins whatever
-    /// stands here.
+    /// Which policy wins where several select a pod and claim a destination by prefixes of one length and by equally many
+    /// ports: the one with the higher number, then the older one, then the first by namespace and name. A longer prefix,
+    /// then fewer ports win whatever stands here.
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(range(min = -65536, max = 65536))]
     pub priority: i32,
@@ -197,6 +197,49 @@ pub struct Destinations {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 49)))]
     pub except: Vec<String>,
+    /// Protocols and ports at these destinations; empty is all of them. Of a Service it is the port behind it that
+    /// counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub ports: Vec<DestinationPort>,
+}
+
+/// A protocol, and a port or range of ports of it, as in a NetworkPolicy. Without a port all of the protocol is meant.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.endPort) || has(self.port) && self.endPort >= self.port").message("endPort needs port, and is not less than it"),
+    validation = Rule::new("self.protocol != 'ICMP' || !has(self.port)").message("ICMP has no ports; leave port out")
+)]
+pub struct DestinationPort {
+    /// The protocol. `ICMP` is that of the packet's family.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The port, or the first one of a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<i32>,
+    /// The last port of a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub end_port: Option<i32>,
+}
+
+/// A protocol that policies tell apart.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
+)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+    /// ICMP, or ICMPv6 over IPv6.
+    Icmp,
 }
 
 /// One gateway that a policy may use.

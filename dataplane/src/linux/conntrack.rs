@@ -143,6 +143,8 @@ fn flow(message: &[u8]) -> Option<Flow> {
         destination: reply.ends[0]?,
         translated: reply.ends[1]?,
         port: reply.ports[1],
+        protocol: reply.protocol,
+        to_port: reply.ports[0],
         mark,
     })
 }

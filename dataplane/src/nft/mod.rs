@@ -42,7 +42,7 @@ pub fn seal_table(table: &str) -> String {
 }
 
 /// The one form that nft prints an atom in: a range that is a prefix as a prefix, a prefix of one address as
-/// the address, a range of one port as the number.
+/// the address, a range of one port as the number, a protocol as its number.
 pub fn canonical(atom: &Atom) -> Atom {
     match atom {
         Atom::Range(first, last) if first == last => Atom::Ip(*first),
@@ -50,6 +50,7 @@ pub fn canonical(atom: &Atom) -> Atom {
         Atom::Net(net) if net.prefix_len() == net.max_prefix_len() => Atom::Ip(net.addr()),
         Atom::Net(net) => Atom::Net(net.trunc()),
         Atom::Ports(first, last) if first == last => Atom::Number(u32::from(*first)),
+        Atom::Protocol(number) => Atom::Number(u32::from(*number)),
         other => other.clone(),
     }
 }

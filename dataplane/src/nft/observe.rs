@@ -212,6 +212,7 @@ fn atom(value: &Value) -> Option<Atom> {
                 "jump" => Some(Atom::Jump(body.get("target")?.as_str()?.to_owned())),
                 "goto" => Some(Atom::Goto(body.get("target")?.as_str()?.to_owned())),
                 "drop" => Some(Atom::Drop),
+                "return" => Some(Atom::Return),
                 _ => None,
             }
         }

@@ -20,9 +20,11 @@ fn atom(atom: &Atom) -> String {
         Atom::Range(first, last) => format!("{first}-{last}"),
         Atom::Number(number) => number.to_string(),
         Atom::Ports(..) | Atom::Mac(_) => atom.to_string(),
+        Atom::Protocol(number) => number.to_string(),
         Atom::Jump(chain) => format!("jump {chain}"),
         Atom::Goto(chain) => format!("goto {chain}"),
         Atom::Drop => "drop".into(),
+        Atom::Return => "return".into(),
     }
 }
 

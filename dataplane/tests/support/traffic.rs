@@ -26,8 +26,15 @@ pub struct Connection {
 
 /// Opens a connection from `client` to `server`, an address of `outside`.
 pub fn connect(client: &Namespace, outside: &Namespace, server: &str) -> Option<Connection> {
+    connect_to(client, outside, server, 0)
+}
+
+/// The same to a port of `server`, any one for 0.
+pub fn connect_to(client: &Namespace, outside: &Namespace, server: &str, port: u16) -> Option<Connection> {
     let server: IpAddr = server.parse().expect("address");
-    let listener = outside.inside(|| TcpListener::bind((server, 0))).expect("listen");
+    let listener = outside
+        .inside(|| TcpListener::bind((server, port)))
+        .expect("listen");
     let address = listener.local_addr().expect("address");
     let client = client
         .inside(|| TcpStream::connect_timeout(&address, silence()))
@@ -85,8 +92,13 @@ pub fn socket(namespace: &Namespace, server: &str) -> UdpSocket {
 
 /// A UDP service at `server`, an address of `outside`.
 pub fn service(outside: &Namespace, server: &str) -> UdpSocket {
+    service_at(outside, server, 0)
+}
+
+/// The same at a port, any one for 0.
+pub fn service_at(outside: &Namespace, server: &str, port: u16) -> UdpSocket {
     let server: IpAddr = server.parse().expect("address");
-    outside.inside(|| UdpSocket::bind((server, 0))).expect("bind")
+    outside.inside(|| UdpSocket::bind((server, port))).expect("bind")
 }
 
 /// Sends a datagram and gets it back; answers whom the server saw.

@@ -39,6 +39,8 @@ pub const SINK_PORT: u16 = 7002;
 pub const SOURCE_PORT: u16 = 7003;
 /// TCP: long-lived connections of numbered, checked records.
 pub const FLOW_PORT: u16 = 7004;
+/// TCP: as [`ECHO_PORT`], for what tells ports apart. The last of the ports.
+pub const SECOND_ECHO_PORT: u16 = 7005;
 
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ use nix::sys::socket::{
 
 use super::raw::{Listener, Watched};
 use super::record::{Answer, Log, Protocol, Record};
-use super::{ECHO_PORT, FLOW_PORT, PUSH_PORT, SINK_PORT, SOURCE_PORT};
+use super::{ECHO_PORT, FLOW_PORT, PUSH_PORT, SECOND_ECHO_PORT, SINK_PORT, SOURCE_PORT};
 use super::{flood, flows, throughput};
 
 /// How long a connection may say nothing before it is noted without a payload.
@@ -35,8 +35,10 @@ pub(crate) fn start(addresses: &[IpAddr], shift: u16, log: Option<&Path>) -> any
     let mut flow_listeners = Vec::new();
     for address in addresses {
         let at = |port: u16| SocketAddr::new(*address, port + shift);
-        let noted = Arc::clone(&log);
-        accept(at(ECHO_PORT), move |stream| echo(stream, &noted))?;
+        for port in [ECHO_PORT, SECOND_ECHO_PORT] {
+            let noted = Arc::clone(&log);
+            accept(at(port), move |stream| echo(stream, &noted))?;
+        }
         let noted = Arc::clone(&log);
         accept(at(PUSH_PORT), move |stream| push(stream, &noted))?;
         accept(at(SINK_PORT), throughput::sink)?;
@@ -166,7 +168,7 @@ fn datagrams(address: SocketAddr, log: Arc<Log>) -> anyhow::Result<()> {
 
 fn note_raw(watched: Watched, v6: bool, ours: Vec<IpAddr>, shift: u16, log: Arc<Log>) -> anyhow::Result<()> {
     let listener = Listener::open(watched, v6)?;
-    let ports = ECHO_PORT + shift..=FLOW_PORT + shift;
+    let ports = ECHO_PORT + shift..=SECOND_ECHO_PORT + shift;
     spawn("raw", move || {
         loop {
             match listener.next() {

@@ -10,8 +10,9 @@
 //! | `failover` | a federation with gateways of several nodes: connections live through every fault of them |
 //! | `network-policy` | a federation with a gateway of several nodes, and a real enforcer of NetworkPolicy |
 //! | `partitions` | a gateway in one partition and a member in another |
+//! | `parity` | the federation of group `federation`: what single-cluster egress gateways offer |
 //!
-//! The scenarios of groups `federation`, `lifecycle` and `no-leak` share one, those of `failover` and `network-policy` another: it comes
+//! The scenarios of groups `federation`, `lifecycle`, `no-leak` and `parity` share one, those of `failover` and `network-policy` another: it comes
 //! up with the first that runs and goes down after the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
 
 mod api;
@@ -21,6 +22,7 @@ mod federation;
 mod lifecycle;
 mod network_policy;
 mod no_leak;
+mod parity;
 mod partitions;
 mod shared;
 
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         federation::scenarios(),
         lifecycle::scenarios(),
         no_leak::scenarios(),
+        parity::scenarios(),
         failover::scenarios(),
         network_policy::scenarios(),
         partitions::scenarios(),

@@ -321,6 +321,8 @@ async fn what_a_finished_pod_still_sends_keeps_its_identity_until_the_address_is
         destination: "198.51.100.1".parse().expect("address"),
         translated: "100.64.4.1".parse().expect("address"),
         port: 40_000,
+        protocol: 6,
+        to_port: 443,
         mark: spillway_core::node::flows::connection_mark(7),
     };
     assert!(!last().cut(&flow));

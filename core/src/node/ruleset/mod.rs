@@ -4,7 +4,8 @@
 //! prerouting  raw_in -300      not tracked: the tunnel's own packets, probes, and what is only forwarded here for a
 //!                              stateless gateway, in either direction
 //!             arrive -160      from the tunnel: grant checked; identity from packet mark to connection mark
-//!             classify -90     after everyone's DNAT: selected pod and destination → egress_ID, prefer_… or blocked;
+//!             classify -90     after everyone's DNAT: selected pod and destination → egress_ID, prefer_… or blocked, by
+//!                              way of ports_… where policies name ports;
 //!                              with the guard, a pod that isn't known → unknown
 //! input       tunnel_input     tunnel packets that don't come from a peer, or not from the one whose MAC they bear,
 //!                              are dropped before decapsulation
@@ -32,6 +33,7 @@
 //! the namespace has a `ct` expression, as this one always does, and what it put together is split again only after
 //! `leave`, every piece with the whole's mark.
 
+mod by_port;
 mod classify;
 mod encrypted;
 mod gateway;
@@ -133,7 +135,7 @@ impl Parts<'_> {
         plain("own_ports".into(), Self::own_ports());
         plain("blocked".into(), vec!["counter drop".into()]);
         if self.guard.is_some() {
-            plain(UNKNOWN.into(), Self::unknown());
+            plain(UNKNOWN.into(), self.unknown());
         }
         for (name, rules) in [
             ("raw_wireguard", self.raw_wireguard()),
@@ -145,7 +147,7 @@ impl Parts<'_> {
         }
         for (name, class) in &self.selection.classes {
             plain(format!("class_{name}"), Self::class(name));
-            for (name, rules) in class.destinations.iter().filter_map(|(_, v)| Self::prefer(*v)) {
+            for (name, rules) in class.verdicts().filter_map(Self::prefer) {
                 plain(name, rules);
             }
         }
@@ -162,10 +164,13 @@ impl Parts<'_> {
         for (id, egress) in &self.held.identities {
             plain(format!("leaves_{id}"), Self::leaves(egress, false));
         }
+        let mut sets = self.sets();
+        self.by_port(&mut chains, &mut sets);
+        self.claimed_by_port(&mut chains, &mut sets);
         Ruleset {
             family: "inet".into(),
             table: self.settings.table.clone(),
-            sets: self.sets(),
+            sets,
             chains,
         }
     }

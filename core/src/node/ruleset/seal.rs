@@ -12,11 +12,16 @@
 
 use std::collections::BTreeMap;
 
+use super::by_port::{by_port, differs};
 use super::unknown::UNKNOWN;
 use super::words::{WORDS, Words};
 use super::{Parts, identity, tagged};
-use crate::node::interval::union;
+use crate::node::interval::{Interval, union};
 use crate::node::nft::{Chain, Hook, Ruleset, Set};
+use crate::node::outcome::Outcome;
+
+/// Name of the chain of what policies take.
+const SEALED: &str = "sealed";
 
 /// Sets that both tables have.
 const SHARED: [&str; 5] = ["pods4", "pods6", "local4", "local6", "away"];
@@ -52,28 +57,43 @@ impl Parts<'_> {
         chains.insert("seal".to_owned(), base);
         if self.guard.is_some() {
             sets.extend(self.unknown_sets());
-            let rules = Self::unknown();
+            let rules = self.unknown();
             chains.insert(UNKNOWN.to_owned(), Chain { hook: None, rules });
+            self.claimed_by_port(&mut chains, &mut sets);
         }
         for (name, class) in &self.selection.classes {
+            // Which gateway it is doesn't matter here, only what is taken.
+            let sealed = class.destinations.iter();
+            let sealed = sealed.filter_map(|(i, outcome)| Some((*i, outcome.map(|_| ())?)));
+            let sealed: Vec<(Interval, Outcome<()>)> = sealed.collect();
+            let ports = differs(&sealed);
             let mut rules = Vec::new();
-            for Words {
-                family,
-                suffix,
-                header,
-                address,
-                ..
-            } in &WORDS
-            {
-                let taken = class.destinations.iter().map(|(interval, _)| *interval);
-                let taken = union(taken.filter(|interval| interval.family() == *family));
+            for words in &WORDS {
+                let Words {
+                    family,
+                    suffix,
+                    header,
+                    address,
+                    ..
+                } = words;
+                let whole = sealed.iter().filter(|(_, o)| matches!(o, Outcome::Any(())));
+                let whole = whole.map(|(interval, _)| *interval);
+                let taken = union(whole.filter(|interval| interval.family() == *family));
                 let set = Set {
                     elements: taken.iter().map(|i| (vec![i.atom()], None)).collect(),
                     ..Set::of(address, true)
                 };
                 sets.insert(format!("to{suffix}_{name}"), set);
                 rules.push(format!("{header} daddr @local{suffix} return"));
-                rules.push(format!("{header} daddr @to{suffix}_{name} goto sealed"));
+                rules.push(format!("{header} daddr @to{suffix}_{name} goto {SEALED}"));
+                if ports {
+                    let (set, tables) = by_port(&sealed, words, SEALED, Self::others_errors);
+                    sets.insert(format!("ports{suffix}_{name}"), set);
+                    rules.push(format!("{header} daddr vmap @ports{suffix}_{name}"));
+                    for table in tables {
+                        table.insert(&mut chains, &mut sets);
+                    }
+                }
             }
             chains.insert(format!("class_{name}"), Chain { hook: None, rules });
         }
@@ -82,7 +102,7 @@ impl Parts<'_> {
             format!("{} @away counter drop", identity()),
         ];
         chains.insert(
-            "sealed".to_owned(),
+            SEALED.to_owned(),
             Chain {
                 hook: None,
                 rules: sealed,

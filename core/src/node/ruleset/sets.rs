@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Parts;
-use super::classify::goto;
+use super::by_port::leads_to;
 use super::words::{WORDS, Words};
 use crate::node::flows::connection_mark;
 use crate::node::interval::{Family, Interval};
@@ -75,7 +75,7 @@ impl Parts<'_> {
             add("pods", Set::map(address, "verdict", false), pods.collect());
             for (name, class) in &self.selection.classes {
                 let to = class.destinations.iter().filter(|(i, _)| i.family() == *family);
-                let to = to.map(|(i, verdict)| (vec![i.atom()], Some(Atom::Goto(goto(*verdict)))));
+                let to = to.map(|(i, outcome)| (vec![i.atom()], Some(Atom::Goto(leads_to(outcome)))));
                 sets.insert(
                     format!("to{suffix}_{name}"),
                     Set {

@@ -6,13 +6,17 @@
 use std::collections::BTreeMap;
 
 use super::Parts;
+use super::by_port::differs;
 use super::classify::NOT_ELSEWHERE;
 use super::words::{WORDS, Words};
-use crate::node::interval::Family;
+use crate::node::interval::{Family, Interval};
 use crate::node::nft::{Atom, Set};
+use crate::node::outcome::Outcome;
 
 /// Name of the chain.
 pub(super) const UNKNOWN: &str = "unknown";
+/// Name of the chain in which what goes to a claimed port ends.
+pub(super) const CLAIMED: &str = "claimed";
 
 impl Parts<'_> {
     /// Leads there; nothing where there is no guard. To stand behind the lookup of selected pods.
@@ -23,7 +27,7 @@ impl Parts<'_> {
         self.guard.iter().flat_map(|_| WORDS.iter().map(lead)).collect()
     }
 
-    pub(super) fn unknown() -> Vec<String> {
+    pub(super) fn unknown(&self) -> Vec<String> {
         // Also what belongs to a connection: it may be that of the address's last pod, whose port the next one hit upon.
         let mut rules = Vec::new();
         for Words { suffix, header, .. } in &WORDS {
@@ -33,6 +37,11 @@ impl Parts<'_> {
         for Words { suffix, header, .. } in &WORDS {
             rules.push(format!("{header} daddr @claimed{suffix} counter drop"));
         }
+        if self.guard.is_some_and(|g| differs(&g.claimed)) {
+            for Words { suffix, header, .. } in &WORDS {
+                rules.push(format!("{header} daddr vmap @claimed_ports{suffix}"));
+            }
+        }
         rules
     }
 
@@ -41,6 +50,11 @@ impl Parts<'_> {
         let Some(guard) = self.guard else {
             return sets;
         };
+        let whole = guard
+            .claimed
+            .iter()
+            .filter(|(_, o)| matches!(o, Outcome::Any(())));
+        let claimed: Vec<Interval> = whole.map(|(interval, _)| *interval).collect();
         for Words {
             family,
             suffix,
@@ -48,7 +62,7 @@ impl Parts<'_> {
             ..
         } in &WORDS
         {
-            for (name, intervals) in [("podranges", &guard.ranges), ("claimed", &guard.claimed)] {
+            for (name, intervals) in [("podranges", &guard.ranges), ("claimed", &claimed)] {
                 let elements = intervals.iter().filter(|i| i.family() == *family);
                 let set = Set {
                     elements: elements.map(|i| (vec![i.atom()], None)).collect(),

@@ -1,6 +1,6 @@
 //! What objects that contradict themselves or each other do: say so, and harm nobody else.
 
-use spillway_crds::hub::OnUnavailable;
+use spillway_crds::hub::{DestinationPort, OnUnavailable, Protocol};
 
 use super::*;
 
@@ -32,7 +32,7 @@ fn an_unknown_gateway_blocks_the_policys_pods_and_says_so() {
 #[test]
 fn faults_of_policies_have_their_reasons() {
     type Break = fn(&mut PolicyInput);
-    let cases: [(&str, &str, Break); 7] = [
+    let cases: [(&str, &str, Break); 11] = [
         ("AddressNotInPool", "spec.through[0].egressIP.ipv4", |p| {
             p.through[0].egress_ip = Some(AddressPair {
                 ipv4: Some("203.0.113.99".into()),
@@ -57,6 +57,25 @@ fn faults_of_policies_have_their_reasons() {
         ("DuplicateEntry", "spec.through[1].gateway", |p| {
             p.through.push(p.through[0].clone());
         }),
+        ("InvalidPort", "spec.to.ports[1]", |p| {
+            p.to.ports = vec![tcp(443, None), tcp(443, Some(80))];
+        }),
+        ("InvalidPort", "spec.to.ports[0]: ICMP", |p| {
+            p.to.ports = vec![DestinationPort {
+                protocol: Protocol::Icmp,
+                ..tcp(8, None)
+            }];
+        }),
+        (
+            "DuplicateEntry",
+            "spec.to.ports[2] repeats spec.to.ports[0]",
+            |p| {
+                p.to.ports = vec![tcp(443, None), tcp(80, None), tcp(443, Some(443))];
+            },
+        ),
+        ("TooManyPorts", "10000 entries", |p| {
+            p.to.ports = (1..=10_000).map(|port| tcp(port, None)).collect();
+        }),
         ("NoAddressOfFamily", "spec.to.cidrs[1]", |p| {
             p.to.cidrs.push("2001:db8::/32".into());
         }),
@@ -71,6 +90,39 @@ fn faults_of_policies_have_their_reasons() {
         assert!(
             planned_policy(&r, "shop", &state.policies[0]).is_some(),
             "{reason} must not open the way"
+        );
+    }
+}
+
+fn tcp(port: i32, end_port: Option<i32>) -> DestinationPort {
+    DestinationPort {
+        protocol: Protocol::Tcp,
+        port: Some(port),
+        end_port,
+    }
+}
+
+#[test]
+fn ports_none_of_which_can_be_read_block_all_of_them_and_lead_nowhere() {
+    let mut state = typical();
+    state.policies[0].to.ports = vec![tcp(443, None), tcp(0, None)];
+    let r = settle(&mut state);
+    let planned = planned_policy(&r, "shop", &state.policies[0]).expect("planned");
+    assert_eq!(planned.to.ports, [tcp(443, None)], "what makes sense is planned");
+    assert_eq!(planned.through.len(), 1);
+    for ports in [
+        vec![tcp(0, None)],
+        (1..=10_000).map(|port| tcp(port, None)).collect(),
+    ] {
+        state.policies[0].to.ports = ports;
+        let r = settle(&mut state);
+        let planned = planned_policy(&r, "shop", &state.policies[0]).expect("it must not open the way");
+        assert!(planned.to.ports.is_empty() && planned.through.is_empty());
+        assert_eq!(planned.to.cidrs, ["198.51.100.0/24"]);
+        let (ok, _, message) = verdict(&r, &state.policies[0], ConditionType::Accepted);
+        assert!(
+            !ok && message.contains("onUnavailable rules for all ports"),
+            "{message}"
         );
     }
 }

@@ -93,7 +93,7 @@ fn policy(name: &str, members: &[(&str, &str)], gateways: &[&str]) -> PolicyInpu
         pods: select(&[("app", "billing")]),
         to: Destinations {
             cidrs: vec!["198.51.100.0/24".into()],
-            except: vec![],
+            ..Destinations::default()
         },
         through: gateways
             .iter()

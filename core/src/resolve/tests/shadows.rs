@@ -1,7 +1,7 @@
 //! What is said of policies that take others' packets. That nothing untrue is said is a property in
 //! `core/tests/total_order`.
 
-use spillway_crds::hub::Sources;
+use spillway_crds::hub::{DestinationPort, Protocol, Sources};
 use spillway_crds::{Operator, Requirement};
 
 use super::*;
@@ -55,6 +55,40 @@ fn age_then_priority_then_prefix() {
     check(wider, None, Some("Part by payments/bank"));
     check(|p| p.to.cidrs = vec!["192.0.2.0/24".into()], None, None);
     check(|p| p.to.except = vec!["198.51.100.0/24".into()], None, None);
+}
+
+#[test]
+fn ports_go_behind_prefixes_and_before_priority() {
+    let tcp = |port, end_port| DestinationPort {
+        protocol: Protocol::Tcp,
+        port: Some(port),
+        end_port,
+    };
+    let https = |p: &mut PolicyInput| p.to.ports = vec![tcp(443, None)];
+    check(https, Some("Part by payments/other"), None);
+    let wider = |p: &mut PolicyInput| {
+        https(p);
+        p.to.cidrs = vec!["198.51.0.0/16".into()];
+    };
+    check(wider, None, Some("Part by payments/bank"));
+    let first = |p: &mut PolicyInput| {
+        https(p);
+        p.priority = -9;
+    };
+    check(first, Some("Part by payments/other"), None);
+
+    let mut state = beside(|p| p.to.ports = vec![tcp(440, Some(449))]);
+    state.policies[0].to.ports = vec![tcp(443, None)];
+    assert_eq!(said(&mut state, 0).0, None);
+    assert_eq!(said(&mut state, 1).0.as_deref(), Some("Part by payments/bank"));
+    // Two ranges that cover a third.
+    state.policies[0].to.ports = vec![tcp(440, Some(444)), tcp(445, Some(449))];
+    assert_eq!(said(&mut state, 1).0.as_deref(), Some("All by payments/bank"));
+    state.policies[0].to.ports = vec![tcp(443, None)];
+    state.policies[1].to.ports = vec![tcp(80, None)];
+    assert_eq!((said(&mut state, 0).0, said(&mut state, 1).0), (None, None));
+    state.policies[1].to.ports = vec![tcp(443, None)];
+    assert_eq!(said(&mut state, 1).0.as_deref(), Some("All by payments/bank"));
 }
 
 #[test]
