@@ -4,6 +4,7 @@
 //! scenario   what a test holds: Arena, Cluster, Node, Pod, Outside
 //! lifecycle  up, images, power, down
 //! ├ control_plane, node   machines: what they run, their namespaces and root directory
+//! ├ kind                  the other make of machines: kind's containers
 //! ├ wire                  bridges, router, the outside
 //! ├ pki, state            certificates; the plan on disk
 //! ├ provision, image      programs and images
@@ -14,6 +15,7 @@ mod connect;
 pub mod control_plane;
 pub mod federation;
 pub mod image;
+pub mod kind;
 pub mod lifecycle;
 pub mod node;
 pub mod pki;
@@ -28,4 +30,4 @@ pub mod wire;
 pub use scenario::{
     Arena, Cluster, Mark, Node, Output, Outside, Pod, PodRequest, Protocol, Record, connect, eventually,
 };
-pub use state::{ArenaSpec, ClusterSpec};
+pub use state::{ArenaSpec, ClusterSpec, Need, Provider};

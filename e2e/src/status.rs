@@ -50,15 +50,18 @@ pub async fn table(dirs: &Dirs, plan: &Plan) -> String {
                 ranges,
             ]);
         };
-        row(
-            &cluster.control_plane,
-            if nodes.is_some() {
-                "answers"
-            } else {
-                "doesn't answer"
-            },
-            String::new(),
-        );
+        // Where it is one of the nodes it has its line as that.
+        if cluster.machines().count() > cluster.nodes.len() {
+            row(
+                &cluster.control_plane,
+                if nodes.is_some() {
+                    "answers"
+                } else {
+                    "doesn't answer"
+                },
+                String::new(),
+            );
+        }
         for node in &cluster.nodes {
             let state = nodes.as_ref().map_or("?", |n| {
                 n.get(&node.machine.name).map_or("not registered", String::as_str)

@@ -12,7 +12,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use spillway_e2e::{
-    ArenaSpec,
+    ArenaSpec, Provider,
+    kind::runtime,
     lifecycle::{self, forward},
     node::{init, machine::Machine},
     provision::{KubernetesVersion, Toolbox},
@@ -45,6 +46,9 @@ enum Verb {
         /// A YAML file with `clusters:`, each with name, nodes, partition, podRanges, serviceRanges, kubernetes, labels, nodeLabels.
         #[arg(long)]
         config: Option<PathBuf>,
+        /// What machines are made of: `namespaces` of this machine, or `kind`'s containers.
+        #[arg(long, env = "SPILLWAY_PROVIDER")]
+        provider: Option<Provider>,
         /// Kubernetes version of clusters that name none.
         #[arg(long)]
         kubernetes: Option<KubernetesVersion>,
@@ -136,6 +140,12 @@ enum InternalVerb {
     Init { spec: PathBuf },
     /// Forward local ports to API servers.
     Forward { targets: Vec<String> },
+    /// Become runc, told only of what this machine grants.
+    Runc {
+        program: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -165,6 +175,9 @@ fn run(args: Args) -> Result<ExitCode> {
         Verb::Internal {
             command: InternalVerb::Init { spec },
         } => return init::init(spec).map(|()| ExitCode::SUCCESS),
+        Verb::Internal {
+            command: InternalVerb::Runc { program, arguments },
+        } => return runtime::exec(program, arguments).map(|never| match never {}),
         _ => {}
     }
     tokio::runtime::Builder::new_multi_thread()
@@ -180,6 +193,7 @@ async fn dispatch(args: Args) -> Result<ExitCode> {
         Verb::Up {
             clusters,
             config,
+            provider,
             kubernetes,
             load,
             keep_failed,
@@ -188,6 +202,9 @@ async fn dispatch(args: Args) -> Result<ExitCode> {
                 Some(file) => read_config(&name, &file)?,
                 None => ArenaSpec::parse_short(&name, &clusters)?,
             };
+            if let Some(provider) = provider {
+                spec = spec.on(provider.here());
+            }
             if let Some(version) = kubernetes {
                 spec.clusters
                     .iter_mut()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use spillway_e2e::federation::{Egress, Federation, OUTSIDE, Shape, Story, StoryPod};
-use spillway_e2e::{Arena, eventually};
+use spillway_e2e::{Arena, Provider, eventually};
 
 const NAME: &str = "demo";
 const POLICY: &str = include_str!("demo-policy.yaml");
@@ -14,16 +14,21 @@ const POLICY: &str = include_str!("demo-policy.yaml");
 #[tokio::main]
 async fn main() -> Result<()> {
     let begin = Instant::now();
+    let provider = Provider::from_environment()?;
     println!("Spillway demo: a hub and two member clusters, real Kubernetes, on this machine.\n");
 
     if spillway_e2e::lifecycle::down(NAME)? {
         println!("  (took down the arena of an earlier demo)");
     }
+    let made_by = match provider {
+        Provider::Namespaces => "",
+        Provider::Kind | Provider::KindUpstream => ", made by kind",
+    };
     step(
         begin,
-        "Clusters: hub (1 node), a (2 nodes), b (2 nodes); all with pods 10.244.0.0/16",
+        &format!("Clusters{made_by}: hub (1 node), a (2 nodes), b (2 nodes); all with pods 10.244.0.0/16"),
     );
-    let arena = Arena::up(&Federation::arena_spec(NAME)).await?;
+    let arena = Arena::up(&Federation::arena_spec(NAME, provider)).await?;
     let federation = Federation::on(arena, Shape::Standard).await?;
 
     step(

@@ -38,7 +38,7 @@ pub use story::Story;
 pub use traffic::{Egress, StoryPod, Watch};
 
 use crate::scenario::{Arena, Cluster, Node};
-use crate::state::ArenaSpec;
+use crate::state::{ArenaSpec, Provider};
 
 /// The outside server over IPv4.
 pub const OUTSIDE: &str = "198.51.100.10:7000";
@@ -60,8 +60,8 @@ pub struct Federation {
 
 impl Federation {
     /// The arena that a standard federation stands on.
-    pub fn arena_spec(name: &str) -> ArenaSpec {
-        Shape::Standard.spec(name)
+    pub fn arena_spec(name: &str, provider: Provider) -> ArenaSpec {
+        Shape::Standard.spec(name, provider)
     }
 
     /// Brings a standard federation up.
@@ -69,17 +69,19 @@ impl Federation {
         Self::up_as(Shape::Standard, name).await
     }
 
-    /// Brings the clusters up, installs the hub, joins all members, offers the gateways.
+    /// Brings the clusters up, of the make that the environment names, installs the hub, joins all members, offers the
+    /// gateways.
     ///
     /// With `SPILLWAY_ARENA=name` in the environment an arena of that name (or, for another shape than the standard
     /// one, of that name and a suffix) is used, brought up if there is none and left standing: for working on one
     /// scenario again and again.
     pub async fn up_as(shape: Shape, name: &str) -> Result<Self> {
+        let provider = Provider::from_environment()?;
         let arena = if let Ok(kept) = std::env::var("SPILLWAY_ARENA") {
-            Arena::attach_or_up(&shape.spec(&shape.kept_name(&kept))).await?
+            Arena::attach_or_up(&shape.spec(&shape.kept_name(&kept, provider), provider)).await?
         } else {
             let name = format!("{name}-{}", std::process::id() % 10_000);
-            Arena::up(&shape.spec(&name)).await?
+            Arena::up(&shape.spec(&name, provider)).await?
         };
         let federation = Self::on(arena, shape).await?;
         federation.install_hub().await.context("installing the hub")?;

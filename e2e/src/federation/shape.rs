@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::state::{ArenaSpec, ClusterSpec, Enforcer};
+use crate::state::{ArenaSpec, ClusterSpec, Enforcer, Need, Provider};
 
 /// Which clusters there are, and which gateways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +85,8 @@ spec:
 ";
 
 impl Shape {
-    /// The arena that it stands on.
-    pub fn spec(self, name: &str) -> ArenaSpec {
+    /// The arena that it stands on. Where the provider has no enforcer of NetworkPolicy there is none.
+    pub fn spec(self, name: &str, provider: Provider) -> ArenaSpec {
         let egress = BTreeMap::from([("egress".to_owned(), "true".to_owned())]);
         let member = |cluster: &str, nodes: u8, gateways: &[u8]| {
             let mut spec = ClusterSpec::new(cluster, nodes);
@@ -96,10 +96,11 @@ impl Shape {
                 .collect();
             spec
         };
-        let enforced = |spec: ClusterSpec| ClusterSpec {
-            enforcer: Some(Enforcer::KubeRouter),
-            ..spec
-        };
+        let enforcer = provider
+            .lacks(Need::Enforcer)
+            .is_none()
+            .then_some(Enforcer::KubeRouter);
+        let enforced = |spec: ClusterSpec| ClusterSpec { enforcer, ..spec };
         let hub = ClusterSpec::new("hub", 1);
         let clusters = match self {
             Self::Standard => vec![hub, member("a", 2, &[2]), member("b", 2, &[2])],
@@ -119,6 +120,7 @@ impl Shape {
         };
         ArenaSpec {
             name: name.to_owned(),
+            provider,
             clusters,
         }
     }
@@ -133,11 +135,15 @@ impl Shape {
     }
 
     /// Tells arenas that stay apart, where several shapes are worked on.
-    pub(super) fn kept_name(self, name: &str) -> String {
+    pub(super) fn kept_name(self, name: &str, provider: Provider) -> String {
+        let make = match provider {
+            Provider::Namespaces => "",
+            Provider::Kind | Provider::KindUpstream => "-kind",
+        };
         match self {
-            Self::Standard => name.to_owned(),
-            Self::Failover => format!("{name}-fo"),
-            Self::Partitions => format!("{name}-pa"),
+            Self::Standard => format!("{name}{make}"),
+            Self::Failover => format!("{name}{make}-fo"),
+            Self::Partitions => format!("{name}{make}-pa"),
         }
     }
 }

@@ -43,11 +43,16 @@ const NONROOT: &str = "65532:65532";
 
 /// The image of pod sandboxes: a program that waits.
 pub fn pause(toolbox: &Toolbox) -> anyhow::Result<Image> {
+    sandbox(toolbox, "pause", PAUSE)
+}
+
+/// The same under another name, for a containerd that is told another one.
+pub(crate) fn sandbox(toolbox: &Toolbox, name: &str, reference: &str) -> anyhow::Result<Image> {
     let mut tree = Tree::default();
     add_program(&mut tree, &toolbox.bin("busybox"), "/bin/busybox")?;
     let recipe = Recipe {
-        name: "pause".to_owned(),
-        reference: PAUSE.to_owned(),
+        name: name.to_owned(),
+        reference: reference.to_owned(),
         tree,
         entrypoint: words(&["/bin/busybox", "sleep", "infinity"]),
         arguments: Vec::new(),
@@ -78,6 +83,32 @@ pub fn probe(toolbox: &Toolbox) -> anyhow::Result<Image> {
         tree,
         entrypoint: words(&["/usr/local/bin/probe"]),
         arguments: words(&["sleep"]),
+        environment: words(&[PATH]),
+        user: "0:0".to_owned(),
+    };
+    recipe.make(&folder(toolbox)?)
+}
+
+/// The image of a part of Kubernetes that runs as a pod, called as kubeadm calls it.
+pub(crate) fn component(
+    toolbox: &Toolbox,
+    name: &str,
+    reference: &str,
+    program: &Path,
+) -> anyhow::Result<Image> {
+    let entrypoint = format!("/usr/local/bin/{name}");
+    let mut tree = Tree::default();
+    furnish(&mut tree);
+    add_program(&mut tree, program, &entrypoint)?;
+    if name == "kube-proxy" {
+        add_program(&mut tree, &toolbox.bin("nft"), "/usr/sbin/nft")?;
+    }
+    let recipe = Recipe {
+        name: format!("kind-{name}"),
+        reference: reference.to_owned(),
+        tree,
+        entrypoint: vec![entrypoint],
+        arguments: Vec::new(),
         environment: words(&[PATH]),
         user: "0:0".to_owned(),
     };

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::Lock;
 use crate::{
+    kind,
     node::{cgroup, process},
     state::{Dirs, Plan},
     wire::netns,
@@ -42,9 +43,9 @@ pub fn leftovers(dirs: &Dirs, plan: &Plan) -> Result<Leftovers> {
         .map(|p| p.pid)
         .collect();
     let mut cgroups = Vec::new();
-    for machine in plan.machines() {
-        if cgroup::exists(&machine.cgroup)? {
-            cgroups.push(machine.cgroup.clone());
+    for name in plan.cgroups() {
+        if cgroup::exists(&name)? {
+            cgroups.push(name);
         }
     }
     Ok(Leftovers {
@@ -86,6 +87,9 @@ pub(super) fn take_down(dirs: &Dirs) -> Result<()> {
         }
     };
     let namespaces = plan.as_ref().map(Plan::namespaces).unwrap_or_default();
+    if let Some(plan) = &plan {
+        errors.attempt("containers", kind::remove(plan));
+    }
     errors.attempt("processes", process::kill_all(|| process::marked(&dirs.mark())));
     errors.attempt(
         "processes in namespaces",
@@ -101,14 +105,14 @@ pub(super) fn take_down(dirs: &Dirs) -> Result<()> {
         }
         Err(e) => errors.attempt("mounts", Err(e)),
     }
-    for name in &namespaces {
+    for name in namespaces
+        .iter()
+        .chain(&plan.as_ref().and_then(Plan::borrowed_namespace))
+    {
         errors.attempt(&format!("namespace {name}"), netns::delete(name));
     }
-    for machine in plan.iter().flat_map(Plan::machines) {
-        errors.attempt(
-            &format!("cgroup {}", machine.cgroup),
-            cgroup::remove(&machine.cgroup),
-        );
+    for name in plan.iter().flat_map(Plan::cgroups) {
+        errors.attempt(&format!("cgroup {name}"), cgroup::remove(&name));
     }
     // A child that the killed `up` had forked may have gone from fork to exec only now.
     errors.attempt(

@@ -12,15 +12,15 @@ use crate::{
     image::{self, Image},
     node::{config::CONTAINERD_SOCKET, machine::Machine},
     provision::Toolbox,
-    state::{Dirs, Plan},
+    state::{ClusterPlan, Dirs, Plan},
 };
 
 /// How long containerd may take to come up on a busy machine.
 const CONTAINERD_START: Duration = Duration::from_secs(60);
 
 /// Gives a node the images it doesn't have yet; says how many those were. Waits for its containerd.
-pub(super) fn import(toolbox: &Toolbox, machine: &Machine, images: &[Image]) -> Result<usize> {
-    let have = wait_for_list(toolbox, machine)?;
+pub(super) fn import(machine: &Machine, images: &[Image]) -> Result<usize> {
+    let have = wait_for_list(machine)?;
     let mut imported = 0;
     for image in images {
         let there = have
@@ -32,7 +32,7 @@ pub(super) fn import(toolbox: &Toolbox, machine: &Machine, images: &[Image]) -> 
         let archive =
             File::open(&image.tar).with_context(|| format!("open image {}", image.tar.display()))?;
         let output = machine
-            .command(&ctr(toolbox, &["images", "import", "-"]))?
+            .command(&ctr(&["images", "import", "-"]))?
             .stdin(archive)
             .output()
             .context("run ctr")?;
@@ -47,22 +47,16 @@ pub(super) fn import(toolbox: &Toolbox, machine: &Machine, images: &[Image]) -> 
     Ok(imported)
 }
 
-fn ctr(toolbox: &Toolbox, args: &[&str]) -> Vec<String> {
-    let program = toolbox.bin("ctr").display().to_string();
-    [
-        program.as_str(),
-        "--address",
-        CONTAINERD_SOCKET,
-        "--namespace",
-        "k8s.io",
-    ]
-    .iter()
-    .chain(args)
-    .map(|s| (*s).to_owned())
-    .collect()
+/// The ctr of the node's own containerd is on its search path.
+fn ctr<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    ["ctr", "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io"]
+        .iter()
+        .chain(args)
+        .copied()
+        .collect()
 }
 
-fn wait_for_list(toolbox: &Toolbox, machine: &Machine) -> Result<String> {
+fn wait_for_list(machine: &Machine) -> Result<String> {
     let deadline = Instant::now() + CONTAINERD_START;
     loop {
         let socket_up = machine
@@ -71,7 +65,7 @@ fn wait_for_list(toolbox: &Toolbox, machine: &Machine) -> Result<String> {
             .success();
         if socket_up {
             let output = machine
-                .command(&ctr(toolbox, &["images", "ls"]))?
+                .command(&ctr(&["images", "ls"]))?
                 .stdin(Stdio::null())
                 .output()
                 .context("run ctr")?;
@@ -95,19 +89,19 @@ fn wait_for_list(toolbox: &Toolbox, machine: &Machine) -> Result<String> {
 /// Says how many imports that took.
 pub fn load_workspace(dirs: &Dirs, plan: &Plan, toolbox: &Toolbox) -> Result<usize> {
     let images = image::workspace(toolbox)?;
-    load(dirs, plan, toolbox, &images)
+    load(dirs, plan, &images)
 }
 
 /// Gives images to every node that is on, all nodes at once.
-pub(super) fn load(dirs: &Dirs, plan: &Plan, toolbox: &Toolbox, images: &[Image]) -> Result<usize> {
+pub(super) fn load(dirs: &Dirs, plan: &Plan, images: &[Image]) -> Result<usize> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = plan
             .clusters
             .iter()
-            .flat_map(|c| &c.nodes)
+            .flat_map(ClusterPlan::kubernetes_nodes)
             .map(|node| Machine::new(&node.machine.name, dirs.machine(&node.machine.name)))
             .filter(|machine| machine.init().is_some())
-            .map(|machine| scope.spawn(move || import(toolbox, &machine, images)))
+            .map(|machine| scope.spawn(move || import(&machine, images)))
             .collect();
         threads
             .into_iter()

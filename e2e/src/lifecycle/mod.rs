@@ -3,6 +3,7 @@
 //! ```text
 //! up ── wire::build ── outside server ── forwarder
 //!    └─ every cluster at once: control plane ── nodes ── images ── Ready
+//! up with kind ── Docker ── node image ── router, outside ── kind, every cluster at once ── nodes adopted ── as above
 //! down: processes by mark → by namespace → mounts → namespaces → cgroups → files, past every error
 //! ```
 //! The plan is on disk before anything else is made, and each process is marked before it runs, so `down` needs
@@ -11,6 +12,7 @@
 mod down;
 pub mod forward;
 mod images;
+mod kind;
 mod power;
 mod up;
 

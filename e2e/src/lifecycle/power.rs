@@ -5,11 +5,12 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
+    kind,
     node::{
         cgroup,
         machine::{Machine, MachineSpec},
     },
-    state::{Dirs, MachinePlan, Plan},
+    state::{Dirs, MachinePlan, Plan, Provider},
     wire,
 };
 
@@ -19,9 +20,14 @@ pub fn power_off(dirs: &Dirs, plan: &Plan, machine: &MachinePlan) -> Result<()> 
     ensure!(running.init().is_some(), "{} is off already", machine.name);
     // The cable first: the namespace's kernel would go on answering and forwarding while its processes die.
     wire::set_cable(plan, machine, false)?;
-    running.kill()?;
-    wire::unplug(plan, machine)?;
-    cgroup::remove(&machine.cgroup)
+    match plan.provider {
+        Provider::Namespaces => {
+            running.kill()?;
+            wire::unplug(plan, machine)?;
+            cgroup::remove(&machine.cgroup)
+        }
+        Provider::Kind | Provider::KindUpstream => kind::power_off(plan, machine),
+    }
 }
 
 /// Switches a machine on that was powered off: an empty namespace, the old disk.
@@ -32,6 +38,9 @@ pub fn power_on(dirs: &Dirs, plan: &Plan, machine: &MachinePlan) -> Result<()> {
         "{} is on already",
         machine.name
     );
+    if plan.provider.is_kind() {
+        return kind::power_on(dirs, plan, machine);
+    }
     let file = dir.join("machine.json");
     let spec: MachineSpec =
         serde_json::from_slice(&fs::read(&file).with_context(|| format!("{} was never on", machine.name))?)?;

@@ -26,7 +26,7 @@ use crate::{
         machine::{Bind, Daemon, Machine, MachineSpec, arena_program},
     },
     provision::Toolbox,
-    state::{ArenaSpec, ClusterPlan, Dirs, Plan},
+    state::{ArenaSpec, ClusterPlan, Dirs, Plan, Provider},
     wait::eventually,
     wire::{self, address, netns},
 };
@@ -39,6 +39,9 @@ const API_START: Duration = Duration::from_secs(120);
 
 /// How long nodes may take to become Ready after their control plane.
 const NODES_START: Duration = Duration::from_secs(120);
+
+/// The taint that a control plane keeps.
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
 /// An arena that is up.
 pub struct Built {
@@ -60,10 +63,15 @@ pub async fn up(spec: &ArenaSpec, keep_failed: bool) -> Result<Built> {
     let mut plan = spec.plan()?;
     let dirs = Dirs::new(&plan.name)?;
     let versions: BTreeSet<_> = plan.clusters.iter().map(|c| c.spec.kubernetes).collect();
-    let (toolbox, images) = tokio::task::spawn_blocking(move || -> Result<_> {
+    let provider = plan.provider;
+    let (toolbox, tools, images) = tokio::task::spawn_blocking(move || -> Result<_> {
         let toolbox = Toolbox::ensure(&versions.into_iter().collect::<Vec<_>>())?;
-        let images = vec![image::pause(&toolbox)?, image::probe(&toolbox)?];
-        Ok((toolbox, images))
+        let (tools, images) = match provider {
+            Provider::Namespaces => (None, vec![image::pause(&toolbox)?, image::probe(&toolbox)?]),
+            Provider::Kind => (Some(toolbox.kind(true)?), vec![image::probe(&toolbox)?]),
+            Provider::KindUpstream => (Some(toolbox.kind(false)?), vec![image::probe(&toolbox)?]),
+        };
+        Ok((toolbox, tools, images))
     })
     .await??;
     let lock = {
@@ -82,7 +90,11 @@ pub async fn up(spec: &ArenaSpec, keep_failed: bool) -> Result<Built> {
         images,
         clock,
     });
-    if let Err(e) = build(&context, &mut plan).await {
+    let built = match tools {
+        None => build(&context, &mut plan).await,
+        Some(tools) => super::kind::build(&context, tools, &mut plan).await,
+    };
+    if let Err(e) = built {
         if keep_failed {
             return Err(e.context(format!(
                 "the arena doesn't come up; its logs are in {}",
@@ -102,11 +114,11 @@ pub async fn up(spec: &ArenaSpec, keep_failed: bool) -> Result<Built> {
     Ok(Built { plan, toolbox })
 }
 
-struct Context {
-    dirs: Dirs,
-    toolbox: Toolbox,
-    images: Vec<Image>,
-    clock: Clock,
+pub(super) struct Context {
+    pub(super) dirs: Dirs,
+    pub(super) toolbox: Toolbox,
+    pub(super) images: Vec<Image>,
+    pub(super) clock: Clock,
 }
 
 async fn build(context: &Arc<Context>, plan: &mut Plan) -> Result<()> {
@@ -127,15 +139,22 @@ async fn build(context: &Arc<Context>, plan: &mut Plan) -> Result<()> {
         .await??;
     }
     context.clock.say("wire, router and outside server");
-    let mut clusters = tokio::task::JoinSet::new();
-    for index in 0..shared.clusters.len() {
+    every_cluster(&shared, |index| {
         let (context, plan) = (context.clone(), shared.clone());
-        clusters.spawn(async move {
-            let cluster = &plan.clusters[index];
-            build_cluster(&context, &plan, cluster)
-                .await
-                .with_context(|| format!("cluster {}", cluster.spec.name))
-        });
+        async move { build_cluster(&context, &plan, &plan.clusters[index]).await }
+    })
+    .await
+}
+
+/// Does something for every cluster at once.
+pub(super) async fn every_cluster<F>(plan: &Plan, work: impl Fn(usize) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let mut clusters = tokio::task::JoinSet::new();
+    for (index, cluster) in plan.clusters.iter().enumerate() {
+        let (name, work) = (cluster.spec.name.clone(), work(index));
+        clusters.spawn(async move { work.await.with_context(|| format!("cluster {name}")) });
     }
     // All are waited for, also after a failure: what still starts must not outrun the clean-up.
     let mut results = Vec::new();
@@ -145,7 +164,7 @@ async fn build(context: &Arc<Context>, plan: &mut Plan) -> Result<()> {
     results.into_iter().collect()
 }
 
-fn boot_outside(context: &Context, plan: &Plan) -> Result<()> {
+pub(super) fn boot_outside(context: &Context, plan: &Plan) -> Result<()> {
     let dirs = &context.dirs;
     let dir = dirs.machine(OUTSIDE);
     let program = arena_program()?.with_file_name("probe");
@@ -186,25 +205,26 @@ fn boot_outside(context: &Context, plan: &Plan) -> Result<()> {
 }
 
 async fn build_cluster(context: &Arc<Context>, plan: &Arc<Plan>, cluster: &ClusterPlan) -> Result<()> {
-    let name = &cluster.spec.name;
     let boot = {
         let (context, plan, cluster) = (context.clone(), plan.clone(), cluster.clone());
         tokio::task::spawn_blocking(move || boot_cluster(&context, &plan, &cluster))
     };
-    let ready = async {
-        let client = api_ready(context, cluster).await?;
-        context.clock.say(&format!("{name}: API server ready"));
-        furnish_nodes(&client, cluster).await?;
-        nodes_ready(&client, cluster).await?;
-        services_work(cluster).await?;
-        context
-            .clock
-            .say(&format!("{name}: {} node(s) Ready", cluster.nodes.len()));
-        Ok(())
-    };
-    let (booted, ready) = tokio::join!(boot, ready);
+    let (booted, ready) = tokio::join!(boot, cluster_ready(context, cluster));
     booted??;
     ready
+}
+
+/// Waits until a cluster that boots can run pods, and gives its nodes what they need for that.
+pub(super) async fn cluster_ready(context: &Context, cluster: &ClusterPlan) -> Result<()> {
+    let name = &cluster.spec.name;
+    let client = api_ready(context, cluster).await?;
+    context.clock.say(&format!("{name}: API server ready"));
+    furnish_nodes(&client, cluster).await?;
+    nodes_ready(&client, cluster).await?;
+    services_work(cluster).await?;
+    let nodes = cluster.kubernetes_nodes().count();
+    context.clock.say(&format!("{name}: {nodes} node(s) Ready"));
+    Ok(())
 }
 
 /// Boots control plane and nodes at once. Kubelets wait for the API server themselves, and images are imported
@@ -222,7 +242,7 @@ fn boot_cluster(context: &Context, plan: &Plan, cluster: &ClusterPlan) -> Result
     std::thread::scope(|scope| {
         let imports: Vec<_> = nodes
             .iter()
-            .map(|node| scope.spawn(move || images::import(toolbox, node, &context.images)))
+            .map(|node| scope.spawn(move || images::import(node, &context.images)))
             .collect();
         for import in imports {
             import
@@ -251,7 +271,7 @@ async fn api_ready(context: &Context, cluster: &ClusterPlan) -> Result<Client> {
 /// Made here beforehand, they would be found not ready by the controller-manager and tainted for its next period, 5 s.
 async fn furnish_nodes(client: &Client, cluster: &ClusterPlan) -> Result<()> {
     let api: Api<Node> = Api::all(client.clone());
-    for node in &cluster.nodes {
+    for node in cluster.kubernetes_nodes() {
         let name = &node.machine.name;
         let ranges: Vec<String> = node.pod_ranges.iter().map(ToString::to_string).collect();
         let patch = Patch::Merge(json!({
@@ -270,7 +290,7 @@ async fn nodes_ready(client: &Client, cluster: &ClusterPlan) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     eventually(NODES_START, "all nodes are Ready", || async {
         let list = nodes.list(&ListParams::default()).await?;
-        for planned in &cluster.nodes {
+        for planned in cluster.kubernetes_nodes() {
             let name = &planned.machine.name;
             let node = list
                 .items
@@ -288,7 +308,8 @@ async fn nodes_ready(client: &Client, cluster: &ClusterPlan) -> Result<()> {
                 "{name}: {}",
                 ready.message.as_deref().unwrap_or("not ready")
             );
-            let taint = node.spec.iter().flat_map(|s| s.taints.iter().flatten()).next();
+            let mut taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+            let taint = taints.find(|taint| taint.key != CONTROL_PLANE);
             ensure!(
                 taint.is_none(),
                 "{name} has taint {}",
@@ -310,7 +331,7 @@ async fn nodes_ready(client: &Client, cluster: &ClusterPlan) -> Result<()> {
 async fn services_work(cluster: &ClusterPlan) -> Result<()> {
     let range = cluster.spec.service_ranges.first().context("no service range")?;
     let service = SocketAddr::new(control_plane::api_service(*range)?, 443);
-    for node in &cluster.nodes {
+    for node in cluster.kubernetes_nodes() {
         let ns = &node.machine.netns;
         eventually(
             NODES_START,

@@ -20,6 +20,9 @@ use crate::{
 /// Where containerd listens, inside the node.
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
+/// Name of the CNI's configuration file.
+pub(crate) const CNI_FILE: &str = "10-arena.conflist";
+
 /// The search path inside every machine, the toolbox's programs first.
 pub fn search_path(toolbox: &Toolbox, cluster: Option<&ClusterPlan>) -> String {
     let programs = ["containerd", "etcd", "ctr"].map(|p| toolbox.bin(p));
@@ -90,7 +93,7 @@ pub fn prepare(
         &root.join("etc/containerd/config.toml"),
         &containerd(toolbox, sandbox),
     )?;
-    write_private(&root.join("etc/cni/net.d/10-arena.conflist"), &cni(node))?;
+    write_private(&root.join("etc/cni/net.d").join(CNI_FILE), &cni(node))?;
     install_plugins(&toolbox.cni_dir(), &root.join("opt/cni/bin"))?;
 
     let binary = |program: &str| {
@@ -282,7 +285,8 @@ SystemdCgroup = false
     )
 }
 
-fn cni(node: &NodePlan) -> String {
+/// The CNI's configuration on a node.
+pub(crate) fn cni(node: &NodePlan) -> String {
     let ranges: Vec<_> = node
         .pod_ranges
         .iter()

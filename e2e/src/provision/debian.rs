@@ -49,11 +49,11 @@ pub(crate) fn ensure(packages: &[&str], lock: &Path) -> anyhow::Result<bool> {
     }
     say(&format!("installing Debian packages: {names}"));
     let mut progress = Progress::start("apt-get", 2);
-    let result = apt(&["update"], &mut progress).and_then(|()| {
+    let result = apt(&["update"], None, &mut progress).and_then(|()| {
         progress.step("update");
         let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
         arguments.extend(&missing);
-        apt(&arguments, &mut progress)
+        apt(&arguments, None, &mut progress)
     });
     match result {
         Ok(()) => progress.finish(),
@@ -62,6 +62,52 @@ pub(crate) fn ensure(packages: &[&str], lock: &Path) -> anyhow::Result<bool> {
             return Err(error);
         }
     }
+    Ok(true)
+}
+
+/// Downloads packages and unpacks them into the folder `target`, without installing them: nothing of them is started,
+/// and nothing outside of `target` changes. apt checks each against its signed list. True when there was something to do.
+pub(crate) fn unpack(packages: &[&str], target: &Path, lock: &Path) -> anyhow::Result<bool> {
+    if target.is_dir() {
+        return Ok(false);
+    }
+    let _lock = Lock::take(lock, "fetching Debian packages")?;
+    // Whoever held the lock may have fetched them.
+    if target.is_dir() {
+        return Ok(true);
+    }
+    let folder = target.parent().context("a target is in a folder")?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let scratch = tempfile::tempdir_in(folder)?;
+    let root = scratch.path().join("root");
+    let mut progress = Progress::start(&format!("fetching {}", packages.join(", ")), 2);
+    let fetched = apt(&["update"], None, &mut progress).and_then(|()| {
+        progress.step("update");
+        let mut arguments = vec!["download"];
+        arguments.extend(packages);
+        apt(&arguments, Some(scratch.path()), &mut progress)
+    });
+    if let Err(error) = fetched {
+        progress.abandon();
+        return Err(error);
+    }
+    for entry in std::fs::read_dir(scratch.path())? {
+        let package = entry?.path();
+        if package.extension().is_some_and(|e| e == "deb") {
+            let mut command = Command::new("dpkg-deb");
+            let finished = process::run(command.arg("--extract").arg(&package).arg(&root), |_| ())?;
+            if !finished.status.success() {
+                bail!(
+                    "dpkg-deb --extract {}: {}",
+                    package.display(),
+                    finished.tail.join("\n")
+                );
+            }
+        }
+    }
+    std::fs::rename(&root, target)
+        .with_context(|| format!("cannot move packages to {}", target.display()))?;
+    progress.finish();
     Ok(true)
 }
 
@@ -90,8 +136,8 @@ fn not_installed<'a>(packages: &[&'a str], listing: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// Runs apt-get, waiting while somebody else holds one of its locks.
-fn apt(arguments: &[&str], progress: &mut Progress) -> anyhow::Result<()> {
+/// Runs apt-get in `folder`, waiting while somebody else holds one of its locks.
+fn apt(arguments: &[&str], folder: Option<&Path>, progress: &mut Progress) -> anyhow::Result<()> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         let mut command = Command::new("apt-get");
@@ -104,6 +150,9 @@ fn apt(arguments: &[&str], progress: &mut Progress) -> anyhow::Result<()> {
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .env("LC_ALL", "C");
+        if let Some(folder) = folder {
+            command.current_dir(folder);
+        }
         let finished = process::run(&mut command, |line| progress.show(line.unwrap_or("working")))?;
         if finished.status.success() {
             return Ok(());

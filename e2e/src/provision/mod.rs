@@ -5,6 +5,7 @@
 //!         ── program   the Go modules of go/, their flags and cache keys
 //!             └ build  one module → CACHE/bin/NAME-KEY/   (golang: the toolchain · process, progress · lock)
 //!         ── enforcer  kube-router, only where an arena asks for it
+//!         ── kind      kind, kubeadm and a Docker, only for arenas of kind
 //!         ── sysctl    limits of the kernel that many kubelets reach
 //! ```
 //! The cache stands outside the checkout, in `$XDG_CACHE_HOME/spillway` or `~/.cache/spillway`: a fresh clone starts at once.
@@ -12,6 +13,7 @@
 mod build;
 mod debian;
 mod golang;
+mod kind;
 mod lock;
 pub(crate) mod process;
 mod program;
@@ -24,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+pub use kind::{KindTools, OwnDocker};
 pub(crate) use lock::Lock;
 use program::GoModule;
 use progress::say;

@@ -57,16 +57,20 @@ impl GoModule {
         )
     }
 
+    /// kind, as published.
+    pub(crate) fn kind(go_dir: &Path) -> anyhow::Result<Self> {
+        Self::new(go_dir.join("kind"), "", "", &[])
+    }
+
+    /// kubeadm of the default Kubernetes version, which only kind's nodes need.
+    pub(crate) fn kubeadm(go_dir: &Path) -> anyhow::Result<Self> {
+        let flags = kubernetes_flags(KubernetesVersion::DEFAULT);
+        Self::new(go_dir.join("kubeadm"), &flags, "", &[])
+    }
+
     /// The module of one Kubernetes version.
     pub(crate) fn kubernetes(go_dir: &Path, version: KubernetesVersion) -> anyhow::Result<Self> {
-        const PACKAGE: &str = "k8s.io/component-base/version";
-        let KubernetesVersion { major, minor, .. } = version;
-        // Without these the API server says v0.0.0-master and refuses its own kubelet.
-        let ldflags = format!(
-            "-X {PACKAGE}.gitVersion={version} -X {PACKAGE}.gitMajor={major} -X {PACKAGE}.gitMinor={minor} \
-             -X {PACKAGE}.gitTreeState=clean"
-        );
-        Self::new(version.module(go_dir)?, &ldflags, "", &[])
+        Self::new(version.module(go_dir)?, &kubernetes_flags(version), "", &[])
     }
 
     fn versioned(
@@ -126,6 +130,16 @@ impl GoModule {
     }
 }
 
+/// Without these the API server says v0.0.0-master and refuses its own kubelet.
+fn kubernetes_flags(version: KubernetesVersion) -> String {
+    const PACKAGE: &str = "k8s.io/component-base/version";
+    let KubernetesVersion { major, minor, .. } = version;
+    format!(
+        "-X {PACKAGE}.gitVersion={version} -X {PACKAGE}.gitMajor={major} -X {PACKAGE}.gitMinor={minor} \
+         -X {PACKAGE}.gitTreeState=clean"
+    )
+}
+
 /// The cache key of a module: any change of its pins or flags makes another one.
 fn key(flags: &[String], go_mod: &[u8], go_sum: &[u8]) -> String {
     let mut hash = Sha256::new();
@@ -179,6 +193,22 @@ mod tests {
         );
         let common = GoModule::common(&go_dir()).unwrap();
         assert!(common.iter().all(|other| other.name != module.name));
+    }
+
+    /// kubeadm is apart from the other programs, so that who has those needn't build them anew for it.
+    #[test]
+    fn kubeadm_is_of_the_same_version_as_the_rest() {
+        let pins = |module: GoModule| std::fs::read_to_string(module.dir.join("go.mod")).unwrap();
+        let rest = pins(GoModule::kubernetes(&go_dir(), KubernetesVersion::DEFAULT).unwrap());
+        let kubeadm = pins(GoModule::kubeadm(&go_dir()).unwrap());
+        let of = |text: &str| required_version(text, "k8s.io/kubernetes").map(str::to_owned);
+        assert_eq!(of(&kubeadm), of(&rest));
+        assert!(
+            GoModule::kind(&go_dir())
+                .unwrap()
+                .cache_name()
+                .starts_with("kind-")
+        );
     }
 
     #[test]

@@ -84,9 +84,10 @@ impl Cluster {
 
     /// Every machine of it: control plane and nodes.
     fn machines(&self) -> Result<Vec<Node>> {
-        let mut all = self.nodes()?;
-        all.push(self.control_plane()?);
-        Ok(all)
+        let machines = self.plan()?.machines();
+        Ok(machines
+            .map(|m| Node::new(self.dirs.clone(), self.plan.clone(), m.clone()))
+            .collect())
     }
 
     /// Cuts the power of every machine at once, API server included.

@@ -6,10 +6,12 @@
 
 mod dirs;
 mod plan;
+mod provider;
 mod spec;
 
 pub use dirs::Dirs;
 pub use plan::{ClusterPlan, MachinePlan, NodePlan, Plan};
+pub use provider::{Need, Provider};
 pub use spec::{ArenaSpec, ClusterSpec, Enforcer};
 
 /// The arena meant when no name is given.

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::ClusterSpec;
+use super::{ClusterSpec, Provider};
+use crate::kind::Docker;
 
 /// Everything that makes up an arena.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,6 +19,12 @@ use super::ClusterSpec;
 pub struct Plan {
     /// Name of the arena.
     pub name: String,
+    /// What its machines are made of.
+    #[serde(default)]
+    pub provider: Provider,
+    /// The Docker in which its machines are containers, once it runs.
+    #[serde(default)]
+    pub docker: Option<Docker>,
     /// Its clusters.
     pub clusters: Vec<ClusterPlan>,
 }
@@ -30,6 +37,9 @@ pub struct ClusterPlan {
     pub spec: ClusterSpec,
     /// The machine that runs etcd and the control plane.
     pub control_plane: MachinePlan,
+    /// The same as a node, where it is one that takes no pods.
+    #[serde(default)]
+    pub control_plane_node: Option<NodePlan>,
     /// The nodes, in order.
     pub nodes: Vec<NodePlan>,
     /// Port on 127.0.0.1 of the machine that leads to the API server; 0 before it is known.
@@ -61,6 +71,9 @@ pub struct MachinePlan {
     pub netns: String,
     /// Name of its cgroup directory, in every cgroup hierarchy.
     pub cgroup: String,
+    /// Name of its port on the wire's side, where that isn't made of its own.
+    #[serde(default)]
+    pub port: Option<String>,
     /// The segment it is on.
     pub partition: u8,
     /// Address on its segment.
@@ -80,6 +93,18 @@ impl MachinePlan {
 }
 
 impl ClusterPlan {
+    /// Every node that its API server knows: those that take pods, then the control plane where it is a node.
+    pub fn kubernetes_nodes(&self) -> impl Iterator<Item = &NodePlan> {
+        self.nodes.iter().chain(&self.control_plane_node)
+    }
+
+    /// Every machine, each once: the control plane first.
+    pub fn machines(&self) -> impl Iterator<Item = &MachinePlan> {
+        let own = std::iter::once(&self.control_plane)
+            .filter(|cp| self.nodes.iter().all(|node| node.machine.name != cp.name));
+        own.chain(self.nodes.iter().map(|n| &n.machine))
+    }
+
     /// Address on which components reach the API server.
     pub fn api_address(&self) -> IpAddr {
         self.spec
@@ -122,17 +147,37 @@ impl Plan {
 
     /// Every control plane and node.
     pub fn machines(&self) -> impl Iterator<Item = &MachinePlan> {
-        self.clusters
-            .iter()
-            .flat_map(|c| std::iter::once(&c.control_plane).chain(c.nodes.iter().map(|n| &n.machine)))
+        self.clusters.iter().flat_map(ClusterPlan::machines)
+    }
+
+    /// Every cgroup directory of the arena.
+    pub fn cgroups(&self) -> Vec<String> {
+        match self.provider {
+            Provider::Namespaces => self.machines().map(|m| m.cgroup.clone()).collect(),
+            Provider::Kind => vec![self.docker_cgroup()],
+            Provider::KindUpstream => Vec::new(),
+        }
+    }
+
+    /// Cgroup directory of all containers, where machines are containers.
+    pub fn docker_cgroup(&self) -> String {
+        format!("sw-{}-docker", self.name)
     }
 
     /// Every namespace of the arena.
     pub fn namespaces(&self) -> Vec<String> {
-        self.machines()
-            .map(|m| m.netns.clone())
-            .chain([self.wire_netns(), self.router_netns(), self.outside_netns()])
-            .collect()
+        let mut names: Vec<String> = self.machines().map(|m| m.netns.clone()).collect();
+        names.extend([self.router_netns(), self.outside_netns()]);
+        if self.borrowed_namespace().is_none() {
+            names.push(self.wire_netns());
+        }
+        names
+    }
+
+    /// The arena's name for this machine's own namespace, where that is the wire. Nothing in it may be killed, and only
+    /// the name deleted.
+    pub fn borrowed_namespace(&self) -> Option<String> {
+        (self.provider == Provider::KindUpstream).then(|| self.wire_netns())
     }
 
     /// A cluster by name.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::{ClusterPlan, DEFAULT_NAME, MachinePlan, NodePlan, Plan};
+use super::{ClusterPlan, DEFAULT_NAME, MachinePlan, NodePlan, Plan, Provider};
 use crate::{provision::KubernetesVersion, wire::address};
 
 /// What a user asks for.
@@ -17,6 +17,9 @@ pub struct ArenaSpec {
     /// Tells arenas on one machine apart; part of every namespace's name.
     #[serde(default = "default_name")]
     pub name: String,
+    /// What its machines are made of.
+    #[serde(default)]
+    pub provider: Provider,
     /// The clusters, in the order in which they get their addresses.
     pub clusters: Vec<ClusterSpec>,
 }
@@ -140,8 +143,15 @@ impl ArenaSpec {
             .collect::<Result<_>>()?;
         Ok(Self {
             name: name.to_owned(),
+            provider: Provider::default(),
             clusters,
         })
+    }
+
+    /// The same on machines of another make.
+    #[must_use]
+    pub fn on(self, provider: Provider) -> Self {
+        Self { provider, ..self }
     }
 
     /// Checks the request and works out every machine's name, namespace and addresses.
@@ -150,7 +160,8 @@ impl ArenaSpec {
         ensure!(!self.clusters.is_empty(), "an arena needs at least one cluster");
         ensure!(self.clusters.len() <= 10, "an arena has room for ten clusters");
         let mut next_host: BTreeMap<u8, u16> = BTreeMap::new();
-        let mut names: BTreeSet<String> = BTreeSet::from(["wire", "rtr", "out"].map(str::to_owned));
+        let mut names: BTreeSet<String> =
+            BTreeSet::from(["wire", "rtr", "out", crate::kind::MACHINE].map(str::to_owned));
         let mut clusters = Vec::new();
         for (index, spec) in self.clusters.iter().enumerate() {
             check_name("cluster", &spec.name)?;
@@ -202,16 +213,26 @@ impl ArenaSpec {
                     machine.name
                 );
             }
+            let (control_plane, control_plane_node) = match self.provider {
+                Provider::Namespaces => (control_plane, None),
+                Provider::Kind | Provider::KindUpstream => kind_control_plane(spec, control_plane, &nodes)?,
+            };
             clusters.push(ClusterPlan {
                 spec: spec.clone(),
                 control_plane,
+                control_plane_node,
                 nodes,
                 api_port: 0,
                 kubectl: std::path::PathBuf::new(),
             });
         }
+        if self.provider.is_kind() {
+            crate::kind::check(&clusters)?;
+        }
         Ok(Plan {
             name: self.name.clone(),
+            provider: self.provider,
+            docker: None,
             clusters,
         })
     }
@@ -221,11 +242,38 @@ impl ArenaSpec {
             name: name.to_owned(),
             netns: format!("sw-{}-{name}", self.name),
             cgroup: format!("sw-{}-{name}", self.name),
+            port: match self.provider {
+                // In the machine's own namespace, where others have names as well.
+                Provider::KindUpstream => Some(address::unique_port(&format!("{}-{name}", self.name))),
+                _ => None,
+            },
             partition,
             ipv4: address::host_v4(partition, host),
             ipv6: address::host_v6(partition, host),
         }
     }
+}
+
+/// With kind a control plane is a node as well: one of its own beside the others, which takes no pods, or the only one.
+fn kind_control_plane(
+    spec: &ClusterSpec,
+    machine: MachinePlan,
+    nodes: &[NodePlan],
+) -> Result<(MachinePlan, Option<NodePlan>)> {
+    if let [only] = nodes {
+        return Ok((only.machine.clone(), None));
+    }
+    let after_the_others = u32::try_from(nodes.len())?;
+    let node = NodePlan {
+        machine: machine.clone(),
+        pod_ranges: spec
+            .pod_ranges
+            .iter()
+            .map(|r| node_range(*r, after_the_others))
+            .collect::<Result<_>>()?,
+        labels: BTreeMap::new(),
+    };
+    Ok((machine, Some(node)))
 }
 
 pub(super) fn check_name(what: &str, name: &str) -> Result<()> {
@@ -316,6 +364,22 @@ mod tests {
     }
 
     #[test]
+    fn a_control_plane_of_kind_is_a_node_and_no_machine_counts_twice() -> Result<()> {
+        let plan = ArenaSpec::parse_short("t", "hub:1,a:2")?
+            .on(Provider::Kind)
+            .plan()?;
+        let names: Vec<_> = plan.machines().map(|m| m.name.as_str()).collect();
+        assert_eq!(names, ["hub-n1", "a-cp", "a-n1", "a-n2"]);
+        let a = plan.cluster("a")?;
+        let ranges: Vec<_> = a
+            .kubernetes_nodes()
+            .map(|n| n.pod_ranges[0].to_string())
+            .collect();
+        assert_eq!(ranges, ["10.244.0.0/24", "10.244.1.0/24", "10.244.2.0/24"]);
+        Ok(())
+    }
+
+    #[test]
     fn contradictions_are_refused() {
         assert!(
             ArenaSpec::parse_short("t", "a:1,a:1")
@@ -325,6 +389,7 @@ mod tests {
         assert!(ArenaSpec::parse_short("t", "A").and_then(|s| s.plan()).is_err());
         let mut spec = ArenaSpec {
             name: "t".into(),
+            provider: Provider::default(),
             clusters: vec![ClusterSpec::new("a", 1)],
         };
         spec.clusters[0].service_ranges.pop();

@@ -77,6 +77,12 @@ pub fn egress_v6(partition: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, third, 0, 0, 0, 0, 0), 64)
 }
 
+/// An interface name that nobody else has, for what is known by `text`.
+pub fn unique_port(text: &str) -> String {
+    use sha2::{Digest as _, Sha256};
+    format!("sw{}", hex::encode(&Sha256::digest(text)[..5]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

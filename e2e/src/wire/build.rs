@@ -17,7 +17,30 @@ pub const CARD: &str = "eth0";
 
 /// Creates bridges, router and the outside network. Machines are plugged in later.
 pub fn build(plan: &Plan) -> Result<()> {
-    let (wire, router, outside) = (plan.wire_netns(), plan.router_netns(), plan.outside_netns());
+    let wire = plan.wire_netns();
+    build_switch(plan)?;
+    netns::sysctl(
+        &wire,
+        &[
+            ("ipv6/conf/all/disable_ipv6", "1"),
+            ("ipv6/conf/default/disable_ipv6", "1"),
+        ],
+    )?;
+    let mut lines = Vec::new();
+    for p in plan.partitions() {
+        let bridge = bridge(plan, p);
+        lines.push(format!(
+            "link add {bridge} type bridge stp_state 0 mcast_snooping 0"
+        ));
+        lines.push(format!("link set {bridge} up"));
+    }
+    netns::ip_batch(&wire, &lines)?;
+    build_router(plan)
+}
+
+/// Creates the namespace in which the bridges are to be.
+pub fn build_switch(plan: &Plan) -> Result<()> {
+    let wire = plan.wire_netns();
     netns::create(&wire)?;
     netns::sysctl(
         &wire,
@@ -26,10 +49,35 @@ pub fn build(plan: &Plan) -> Result<()> {
             ("bridge/bridge-nf-call-iptables", "0"),
             ("bridge/bridge-nf-call-ip6tables", "0"),
             ("bridge/bridge-nf-call-arptables", "0"),
-            ("ipv6/conf/all/disable_ipv6", "1"),
-            ("ipv6/conf/default/disable_ipv6", "1"),
         ],
-    )?;
+    )
+}
+
+/// Names this machine's own namespace as the one in which the bridges are. Nothing in it is changed.
+pub fn borrow_switch(plan: &Plan) -> Result<()> {
+    let me = std::process::id().to_string();
+    netns::run(Command::new("ip").args(["netns", "attach", &plan.wire_netns(), &me]))
+}
+
+/// Name of a partition's bridge.
+pub fn bridge(plan: &Plan, partition: u8) -> String {
+    match plan.borrowed_namespace() {
+        None => format!("br{partition}"),
+        Some(ns) => address::unique_port(&format!("{ns}-br{partition}")),
+    }
+}
+
+/// Name of the router's port on a partition's bridge.
+fn router_port(plan: &Plan, partition: u8) -> String {
+    match plan.borrowed_namespace() {
+        None => format!("router-{partition}"),
+        Some(ns) => address::unique_port(&format!("{ns}-router-{partition}")),
+    }
+}
+
+/// Creates router and outside network, and plugs the router into the bridges, which are there already.
+pub fn build_router(plan: &Plan) -> Result<()> {
+    let (wire, router, outside) = (plan.wire_netns(), plan.router_netns(), plan.outside_netns());
     netns::create(&router)?;
     netns::sysctl(
         &router,
@@ -46,12 +94,11 @@ pub fn build(plan: &Plan) -> Result<()> {
 
     let mut lines = Vec::new();
     for p in plan.partitions() {
-        lines.push(format!("link add br{p} type bridge stp_state 0 mcast_snooping 0"));
-        lines.push(format!("link set br{p} up"));
+        let port = router_port(plan, p);
         lines.push(format!(
-            "link add router-{p} mtu 1500 type veth peer name part{p} mtu 1500 netns {router}"
+            "link add {port} mtu 1500 type veth peer name part{p} mtu 1500 netns {router}"
         ));
-        lines.push(format!("link set router-{p} master br{p} up"));
+        lines.push(format!("link set {port} master {} up", bridge(plan, p)));
     }
     netns::ip_batch(&wire, &lines)?;
 
@@ -101,7 +148,10 @@ pub fn build(plan: &Plan) -> Result<()> {
 }
 
 /// Name of a machine's port on the wire's side; interface names hold 15 bytes.
-pub(super) fn port(machine: &MachinePlan) -> String {
+pub fn port(machine: &MachinePlan) -> String {
+    if let Some(name) = &machine.port {
+        return name.clone();
+    }
     if machine.name.len() <= 15 {
         return machine.name.clone();
     }
@@ -125,15 +175,8 @@ fn hardware_address(machine: &MachinePlan) -> String {
     format!("02:5b:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
-/// Creates a machine's empty namespace and its network card, and plugs the cable in.
-pub fn plug(plan: &Plan, machine: &MachinePlan) -> Result<()> {
-    let (ns, wire, port, p) = (
-        &machine.netns,
-        plan.wire_netns(),
-        port(machine),
-        machine.partition,
-    );
-    netns::create(ns)?;
+/// Has a machine's namespace forward packets, and check their sources.
+pub fn be_a_router(ns: &str) -> Result<()> {
     netns::sysctl(
         ns,
         &[
@@ -148,7 +191,19 @@ pub fn plug(plan: &Plan, machine: &MachinePlan) -> Result<()> {
             ("ipv4/conf/all/rp_filter", "1"),
             ("ipv4/conf/default/rp_filter", "1"),
         ],
-    )?;
+    )
+}
+
+/// Creates a machine's empty namespace and its network card, and plugs the cable in.
+pub fn plug(plan: &Plan, machine: &MachinePlan) -> Result<()> {
+    let (ns, wire, port, p) = (
+        &machine.netns,
+        plan.wire_netns(),
+        port(machine),
+        machine.partition,
+    );
+    netns::create(ns)?;
+    be_a_router(ns)?;
     netns::ip_batch(
         &wire,
         &[
@@ -156,7 +211,7 @@ pub fn plug(plan: &Plan, machine: &MachinePlan) -> Result<()> {
                 "link add {port} mtu 1500 type veth peer name {CARD} mtu 1500 address {} netns {ns}",
                 hardware_address(machine)
             ),
-            format!("link set {port} master br{p} up"),
+            format!("link set {port} master {} up", bridge(plan, p)),
         ],
     )?;
     netns::ip_batch(
@@ -194,8 +249,7 @@ pub fn unplug(plan: &Plan, machine: &MachinePlan) -> Result<()> {
 pub fn route_pods(cluster: &ClusterPlan, node: &NodePlan) -> Result<()> {
     let mut lines = Vec::new();
     for other in cluster
-        .nodes
-        .iter()
+        .kubernetes_nodes()
         .filter(|o| o.machine.name != node.machine.name)
     {
         for range in &other.pod_ranges {

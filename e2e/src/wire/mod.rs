@@ -20,6 +20,9 @@ mod fault;
 pub mod netns;
 mod sources;
 
-pub use build::{CARD, build, plug, route_pods, unplug};
+pub use build::{
+    CARD, be_a_router, borrow_switch, bridge, build, build_router, build_switch, plug, port, route_pods,
+    unplug,
+};
 pub use fault::{Direction, set_cable, set_half_open, set_path_mtu, too_big_sent};
 pub use sources::{sources, watch_sources};
