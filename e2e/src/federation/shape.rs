@@ -100,15 +100,15 @@ impl Shape {
             .lacks(Need::Enforcer)
             .is_none()
             .then_some(Enforcer::KubeRouter);
-        let enforced = |spec: ClusterSpec| ClusterSpec { enforcer, ..spec };
+        let guarded = |spec: ClusterSpec| ClusterSpec { enforcer, ..spec };
         let hub = ClusterSpec::new("hub", 1);
         let clusters = match self {
             Self::Standard => vec![hub, member("a", 2, &[2]), member("b", 2, &[2])],
             Self::Failover => vec![
                 hub,
-                enforced(member("a", 2, &[])),
-                enforced(member("b", 2, &[1, 2])),
-                enforced(member("c", 1, &[1])),
+                guarded(member("a", 2, &[])),
+                guarded(member("b", 2, &[1, 2])),
+                guarded(member("c", 1, &[1])),
             ],
             Self::Partitions => {
                 let elsewhere = ClusterSpec {

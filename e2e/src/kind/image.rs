@@ -4,6 +4,7 @@
 //! becomes in a Docker: a data directory with one image in it, of which every arena's Docker gets a copy made of links.
 
 use std::{
+    fmt::Write as _,
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
@@ -122,7 +123,13 @@ fn forget(folder: &Path) -> Result<()> {
 /// Runs a long command whose messages show how far it is.
 fn long(command: &mut Command, what: &str) -> Result<()> {
     let mut progress = Progress::start(what, 0);
-    let finished = process::run(command, |line| progress.show(line.unwrap_or("working").trim()))?;
+    let mut last = "starting".to_owned();
+    let finished = process::run(command, |line| {
+        if let Some(line) = line {
+            line.trim().clone_into(&mut last);
+        }
+        progress.show(&last);
+    })?;
     if finished.status.success() {
         progress.finish();
         return Ok(());
@@ -371,12 +378,12 @@ fn store(toolbox: &Toolbox, root: &Path, images: &[Image]) -> Result<()> {
         toolbox.bin("containerd").display(),
         root.display()
     );
-    for image in images {
-        script += &format!(
+    for Image { reference, tar, .. } in images {
+        let _never_fails = writeln!(
+            script,
             "echo {reference} >&2\n\
-             {ctr} images import --label=io.cri-containerd.pinned=pinned --all-platforms --no-unpack {tar} >&2\n",
-            reference = image.reference,
-            tar = image.tar.display()
+             {ctr} images import --label=io.cri-containerd.pinned=pinned --all-platforms --no-unpack {} >&2",
+            tar.display()
         );
     }
     // Ended gently, so that its database is whole on disk.

@@ -71,18 +71,15 @@ pub(super) async fn build(context: &Arc<Context>, tools: KindTools, plan: &mut P
 /// What the clusters stand on: Docker on the wire, the router beside it, the outside server behind that.
 fn ground(context: &Context, docker: &Docker, tools: &KindTools, plan: &Plan) -> Result<()> {
     let say = |line: &str| context.clock.say(line);
-    match &tools.own {
-        Some(own) => {
-            let version = plan.clusters.first().context("no cluster")?.spec.kubernetes;
-            wire::build_switch(plan)?;
-            let tools = (tools.kind.as_path(), own);
-            kind::start(&context.dirs, &context.toolbox, tools, version, plan, say)?;
-            say("a Docker of its own, with the node image");
-        }
-        None => {
-            say("using this machine's Docker, and the node image that kind names");
-            wire::borrow_switch(plan)?;
-        }
+    if let Some(own) = &tools.own {
+        let version = plan.clusters.first().context("no cluster")?.spec.kubernetes;
+        wire::build_switch(plan)?;
+        let tools = (tools.kind.as_path(), own);
+        kind::start(&context.dirs, &context.toolbox, tools, version, plan, say)?;
+        say("a Docker of its own, with the node image");
+    } else {
+        say("using this machine's Docker, and the node image that kind names");
+        wire::borrow_switch(plan)?;
     }
     kind::make_network(docker, plan)?;
     wire::build_router(plan)?;
@@ -160,15 +157,13 @@ fn reach(kubeconfig: &std::path::Path, cluster: &ClusterPlan) -> Result<()> {
 }
 
 fn with_server(kubeconfig: &str, port: u16) -> String {
-    let mut text = String::new();
-    for line in kubeconfig.lines() {
-        match line.split_once("server: ") {
-            Some((indent, _)) => text += &format!("{indent}server: https://127.0.0.1:{port}"),
-            None => text += line,
-        }
-        text.push('\n');
-    }
-    text
+    kubeconfig
+        .lines()
+        .map(|line| match line.split_once("server: ") {
+            Some((indent, _)) => format!("{indent}server: https://127.0.0.1:{port}\n"),
+            None => format!("{line}\n"),
+        })
+        .collect()
 }
 
 /// Makes every container a machine of the arena.

@@ -29,12 +29,12 @@ pub struct OwnDocker {
 }
 
 impl OwnDocker {
-    /// Folder of docker, dockerd and containerd.
+    /// Folder of docker and containerd.
     pub fn programs(&self) -> PathBuf {
         self.debian.join("usr/bin")
     }
 
-    /// Folder of further programs of Docker.
+    /// Folder of dockerd and its helpers.
     pub fn helpers(&self) -> PathBuf {
         self.debian.join("usr/sbin")
     }

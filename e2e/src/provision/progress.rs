@@ -71,10 +71,12 @@ impl Progress {
                 if last.elapsed() >= PLAIN_EVERY {
                     *last = Instant::now();
                     let elapsed = human(self.started.elapsed());
-                    say(&format!(
-                        "{}: {elapsed}, {} of at most {}: {message}",
-                        self.what, self.done, self.at_most
-                    ));
+                    let count = match self.at_most {
+                        // Nobody counts.
+                        0 => String::new(),
+                        at_most => format!(", {} of at most {at_most}", self.done),
+                    };
+                    say(&format!("{}: {elapsed}{count}: {message}", self.what));
                 }
             }
         }
