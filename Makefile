@@ -8,6 +8,8 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spillway
 export PATH := $(HOME)/.cargo/bin:$(CACHE)/tools/bin:/usr/local/go/bin:$(PATH)
 CARGO_DENY_VERSION := 0.20.2
 SCENARIO ?=
+# What the machines of clusters are made of: namespaces of this machine, or kind's containers.
+PROVIDER ?= namespaces
 # Always the whole workspace: cargo compiles dependencies anew, with other features, for each other choice of packages.
 # Namespaces, mounts and real kernels need root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
@@ -17,8 +19,8 @@ help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: build ## Bring up a hub and two member clusters, join them, apply one policy, show who left with which address
-	$(AS_ROOT) target/debug/demo
+demo: build ## Bring up a hub and two member clusters, join them, apply one policy, show who left with which address; PROVIDER=kind makes them with kind
+	$(AS_ROOT) env SPILLWAY_PROVIDER=$(PROVIDER) target/debug/demo
 
 .PHONY: test
 test: toolbox check unit docs e2e ## Everything: format, clippy, deny, unit and property tests, docs, e2e on real clusters
@@ -41,6 +43,10 @@ docs: ## Build the API documentation; a broken link is an error
 .PHONY: e2e
 e2e: build ## Scenarios on real clusters; SCENARIO=name or SCENARIO=group picks some
 	$(AS_ROOT) cargo test --workspace --test scenarios -- $(SCENARIO)
+
+.PHONY: e2e-kind
+e2e-kind: build ## The same scenarios on clusters that kind makes, three at once; those it can't do are listed with the reason
+	$(AS_ROOT) env SPILLWAY_PROVIDER=kind cargo test --workspace --test scenarios -- $(SCENARIO)
 
 .PHONY: bench
 bench: toolbox ## Measure what users run: convergence, throughput, gaps across faults; prints a table, writes target/bench.json

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Writes all that is generated from the API types, the declared metrics and the charts: crds/yaml, the charts' copies of it, the
+# Writes all that is generated from the API types, the declared metrics, the scenarios and the charts: crds/yaml, the charts' copies
+# of it, the
 # kustomize bases, docs/reference. Needs cargo and helm; HELM names the latter, else it is searched for in
 # the arena's cache and in PATH. `generate.sh --check` changes nothing and fails where a file is out of date.
 set -eu
@@ -38,6 +39,7 @@ done
 "$target/examples/crdgen" docs > "$out/docs/reference/api.md"
 "$target/spillway" reference > "$out/docs/reference/cli.md"
 "$target/examples/metrics" > "$out/docs/reference/metrics.md"
+cargo test --quiet --workspace --test scenarios -- --table > "$out/docs/reference/scenarios.md"
 
 for side in hub member; do
     # Rendered from a copy, so that --check sees what generation would give and not what lies there.

@@ -12,6 +12,9 @@
 //! | `partitions` | a gateway in one partition and a member in another |
 //! | `parity` | the federation of group `federation`: what single-cluster egress gateways offer |
 //!
+//! `SPILLWAY_PROVIDER` says what the clusters' machines are made of. A scenario that needs what the provider can't do
+//! is listed as ignored, with the reason; docs/reference/scenarios.md has them all.
+//!
 //! The scenarios of groups `federation`, `lifecycle`, `no-leak` and `parity` share one, those of `failover` and `network-policy` another: it comes
 //! up with the first that runs and goes down after the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
 
@@ -25,32 +28,35 @@ mod no_leak;
 mod parity;
 mod partitions;
 mod shared;
+mod table;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use spillway_e2e::Provider;
 
 use shared::{Scenario, Stage};
 
+/// An argument that has the table of scenarios and providers printed, and nothing run.
+const TABLE: &str = "--table";
+
 fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == TABLE) {
+        print!("{}", table::of(&all()));
+        return ExitCode::SUCCESS;
+    }
+    let provider = match Provider::from_environment() {
+        Ok(provider) => provider,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::from(2);
+        }
+    };
     let mut arguments = Arguments::from_args();
     // The scenarios break and repair one shared federation: one after the other.
     arguments.test_threads = Some(1);
     let stage = Stage::leaked();
-    let scenarios: Vec<Scenario> = [
-        arena::scenarios(),
-        api::scenarios(),
-        federation::scenarios(),
-        lifecycle::scenarios(),
-        no_leak::scenarios(),
-        parity::scenarios(),
-        failover::scenarios(),
-        network_policy::scenarios(),
-        partitions::scenarios(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    let scenarios = all();
     arguments.filter = arguments.filter.map(|f| whole_group(&scenarios, f));
     let wanted = scenarios.iter().filter(|s| selected(&arguments, &s.name)).count();
     if wanted == 0 {
@@ -63,6 +69,12 @@ fn main() -> ExitCode {
     let trials = scenarios
         .into_iter()
         .map(|scenario| {
+            // Listed, with the reason, and not run.
+            if let Some(reason) = scenario.lacking(provider) {
+                return Trial::test(scenario.name, || Ok(()))
+                    .with_kind(format!("not applicable with {provider}: {reason}"))
+                    .with_ignored_flag(true);
+            }
             Trial::test(scenario.name.clone(), move || {
                 stage
                     .run(&scenario)
@@ -80,6 +92,24 @@ fn main() -> ExitCode {
     } else {
         ExitCode::SUCCESS
     }
+}
+
+/// All scenarios, in the order in which they run.
+fn all() -> Vec<Scenario> {
+    [
+        arena::scenarios(),
+        api::scenarios(),
+        federation::scenarios(),
+        lifecycle::scenarios(),
+        no_leak::scenarios(),
+        parity::scenarios(),
+        failover::scenarios(),
+        network_policy::scenarios(),
+        partitions::scenarios(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// A group's name stands for its scenarios, and for no others with that word in their names.

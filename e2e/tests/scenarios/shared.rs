@@ -6,12 +6,15 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
 use spillway_e2e::federation::{Federation, Shape};
+use spillway_e2e::{Need, Provider};
 use tokio::runtime::Runtime;
 
 /// A story, and the stage it needs.
 pub(crate) struct Scenario {
     /// `group::name`.
     pub(crate) name: String,
+    /// What not every provider can do for it.
+    pub(crate) needs: &'static [Need],
     /// The story.
     pub(crate) story: Story,
 }
@@ -24,8 +27,21 @@ pub(crate) enum Story {
     Alone(fn() -> BoxFuture<'static, Result<()>>),
 }
 
+impl Scenario {
+    /// Why the provider can't do what it needs; `None` where it can.
+    pub(crate) fn lacking(&self, provider: Provider) -> Option<&'static str> {
+        self.needs.iter().find_map(|need| provider.lacks(*need))
+    }
+
+    /// The same, needing this as well.
+    pub(crate) fn needing(self, needs: &'static [Need]) -> Self {
+        Self { needs, ..self }
+    }
+}
+
 /// Makes the list entry of a scenario that is an `async fn(&Federation) -> Result<()>` (on the standard federation, or
-/// with `on SHAPE` on another), or, with `alone`, an `async fn() -> Result<()>`.
+/// with `on SHAPE` on another), or, with `alone`, an `async fn() -> Result<()>`. What not every provider can do for it
+/// is added with [`Scenario::needing`].
 macro_rules! scenario {
     ($group:literal, $module:ident :: $name:ident) => {
         crate::shared::scenario!($group, on Standard $module::$name)
@@ -33,6 +49,7 @@ macro_rules! scenario {
     ($group:literal, on $shape:ident $module:ident :: $name:ident) => {
         crate::shared::Scenario {
             name: concat!($group, "::", stringify!($name)).to_owned(),
+            needs: &[],
             story: crate::shared::Story::Federation(
                 spillway_e2e::federation::Shape::$shape,
                 |federation| Box::pin($module::$name(federation)),
@@ -42,6 +59,7 @@ macro_rules! scenario {
     ($group:literal, alone $module:ident :: $name:ident) => {
         crate::shared::Scenario {
             name: concat!($group, "::", stringify!($name)).to_owned(),
+            needs: &[],
             story: crate::shared::Story::Alone(|| Box::pin($module::$name())),
         }
     };

@@ -4,9 +4,11 @@ mod hub;
 mod member;
 mod story;
 
+use spillway_e2e::Need;
+
 use crate::shared::{Scenario, scenario};
 
 /// The group's scenarios, in the order in which they run.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![scenario!("api", alone story::members_come_and_go_from_token_to_leave)]
+    vec![scenario!("api", alone story::members_come_and_go_from_token_to_leave).needing(&[Need::OwnCluster])]
 }

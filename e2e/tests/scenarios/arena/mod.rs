@@ -9,7 +9,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, api::PostParams};
 use spillway_e2e::{
-    Arena, ArenaSpec, Cluster, Node, Pod, Protocol, Record, eventually, lifecycle,
+    Arena, ArenaSpec, Cluster, Need, Node, Pod, Protocol, Record, eventually, lifecycle,
     node::process,
     state::Dirs,
     wire::{
@@ -24,8 +24,9 @@ use crate::shared::{Scenario, scenario};
 /// The group's scenarios, in the order in which they run.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        scenario!("arena", alone self::two_clusters_with_equal_ranges_leave_as_their_nodes_and_go_without_a_trace),
-        scenario!("arena", alone self::a_killed_up_is_cleaned_up_by_down),
+        scenario!("arena", alone self::two_clusters_with_equal_ranges_leave_as_their_nodes_and_go_without_a_trace)
+            .needing(&[Need::Namespaces]),
+        scenario!("arena", alone self::a_killed_up_is_cleaned_up_by_down).needing(&[Need::Namespaces]),
     ]
 }
 

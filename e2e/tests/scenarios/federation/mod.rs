@@ -19,6 +19,8 @@ mod slices;
 mod unavailable;
 mod unmatched;
 
+use spillway_e2e::Need;
+
 use crate::shared::{Scenario, scenario};
 
 /// The group's scenarios, in the order in which they run.
@@ -33,7 +35,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
         scenario!("federation", egress::udp_icmp_and_ipv6_leave_with_the_egress_ip),
         scenario!("federation", pods::added_relabelled_deleted),
-        scenario!("federation", pods::an_address_reused_by_an_unselected_pod),
+        scenario!("federation", pods::an_address_reused_by_an_unselected_pod).needing(&[Need::ArenaCni]),
         scenario!("federation", pods::policy_edited_and_deleted),
         scenario!(
             "federation",
@@ -57,7 +59,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             agents::a_policy_that_blocks_everything_spares_the_agents
         ),
         scenario!("federation", order::of_two_policies_the_order_decides),
-        scenario!("federation", ranges::cluster_ranges_are_found_followed_and_missed),
+        scenario!("federation", ranges::cluster_ranges_are_found_followed_and_missed)
+            .needing(&[Need::ArenaCni]),
         scenario!("federation", slices::a_slice_grows_before_it_runs_out),
         scenario!("federation", rest::nothing_is_written_at_rest),
         scenario!("federation", seeing::metrics_check_and_gather_say_what_there_is),

@@ -1,7 +1,7 @@
 //! A member finds out by itself which ranges are its cluster's.
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use spillway_e2e::federation::{Egress, Federation, OUTSIDE, PATIENCE};
 use spillway_e2e::scenario::eventually;
 
@@ -68,6 +68,19 @@ pub(crate) async fn cluster_ranges_are_found_followed_and_missed(fed: &Federatio
         .await?;
     let pod = story.pod(MEMBER, "billing", "app=billing").await?;
     pod.leaves_from(OUTSIDE, Egress::Ip(eip)).await?;
+    // A cluster that kubeadm made has its record.
+    let record = cluster
+        .kubectl(&[
+            "-n",
+            "kube-system",
+            "get",
+            "configmap",
+            "kubeadm-config",
+            "-o",
+            "json",
+            "--ignore-not-found",
+        ])
+        .await?;
     let before = network(fed).await?;
     ensure!(
         given(&before, CALICO).is_empty() && before["status"]["conditions"][0]["status"] == "True",
@@ -150,6 +163,13 @@ pub(crate) async fn cluster_ranges_are_found_followed_and_missed(fed: &Federatio
     cluster
         .kubectl(&["delete", "configmap", "kubeadm-config", "-n", "kube-system"])
         .await?;
+    if !record.is_empty() {
+        let mut record: Value = serde_json::from_str(&record)?;
+        record["metadata"] = json!({"name": "kubeadm-config", "namespace": "kube-system"});
+        cluster
+            .kubectl_with_input(&["create", "-f", "-"], &record.to_string())
+            .await?;
+    }
     eventually(PATIENCE, "the ranges are what they were", || async {
         let now = network(fed).await?;
         ensure!(now["spec"] == before["spec"], "{}", now["spec"]);

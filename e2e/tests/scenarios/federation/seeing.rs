@@ -78,9 +78,10 @@ async fn seen(fed: &Federation, node: &str) -> Result<()> {
     }
     for cluster in ["hub", "a", "b"] {
         let archive = gather(fed, cluster).await?;
-        complete(cluster, &archive)?;
+        let nodes = fed.cluster(cluster)?.plan()?.kubernetes_nodes().count();
+        complete(cluster, &archive, nodes)?;
         secrets_are_not_in(fed, cluster, &archive).await?;
-        metrics(cluster, node, &archive)?;
+        metrics(cluster, node, &archive, nodes)?;
     }
     Ok(())
 }
@@ -140,7 +141,7 @@ fn read(root: &Path, directory: &Path, files: &mut Archive) -> Result<()> {
 }
 
 /// Nothing is missing, and what is there is what it is called.
-fn complete(cluster: &str, archive: &Archive) -> Result<()> {
+fn complete(cluster: &str, archive: &Archive, nodes: usize) -> Result<()> {
     let manifest: Value = serde_json::from_str(archive.get("manifest.json").context("a manifest")?)?;
     ensure!(
         manifest["missing"] == serde_json::json!([]),
@@ -170,7 +171,7 @@ fn complete(cluster: &str, archive: &Archive) -> Result<()> {
         let whole = shown
             .filter(|(_, text)| text.contains("table inet spillway"))
             .count();
-        ensure!(whole == 2, "{cluster}: {whole} nodes are shown");
+        ensure!(whole == nodes, "{cluster}: {whole} of {nodes} nodes are shown");
     }
     Ok(())
 }
@@ -234,7 +235,7 @@ fn is(value: f64, wanted: f64) -> bool {
 }
 
 /// What each daemon's metrics must say in a federation that works.
-fn metrics(cluster: &str, node: &str, archive: &Archive) -> Result<()> {
+fn metrics(cluster: &str, node: &str, archive: &Archive, count: usize) -> Result<()> {
     let of = |prefix: &str| -> Result<Vec<(&String, Scrape)>> {
         let all = archive.iter();
         let wanted =
@@ -296,7 +297,11 @@ fn metrics(cluster: &str, node: &str, archive: &Archive) -> Result<()> {
         )?;
     }
     let nodes = of("spillway-node-agent")?;
-    ensure!(nodes.len() == 2, "{} node agents", nodes.len());
+    ensure!(
+        nodes.len() == count,
+        "{} node agents on {count} nodes",
+        nodes.len()
+    );
     let total = |name: &str, labels: &[(&str, &str)]| -> f64 {
         nodes.iter().filter_map(|(_, s)| s.value(name, labels)).sum()
     };

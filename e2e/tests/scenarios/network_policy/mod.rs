@@ -3,13 +3,18 @@
 
 mod enforced;
 
+use spillway_e2e::Need;
+
 use crate::shared::{Scenario, scenario};
 
 /// The group's scenarios, in the order in which they run.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        scenario!("network-policy", on Failover enforced::denied_allowed_and_let_go),
-        scenario!("network-policy", on Failover enforced::ingress_rules_on_gateway_nodes_are_of_no_account),
-        scenario!("network-policy", on Failover enforced::the_check_fails_when_the_enforcer_is_bypassed),
+        scenario!("network-policy", on Failover enforced::denied_allowed_and_let_go)
+            .needing(&[Need::Enforcer]),
+        scenario!("network-policy", on Failover enforced::ingress_rules_on_gateway_nodes_are_of_no_account)
+            .needing(&[Need::Enforcer]),
+        scenario!("network-policy", on Failover enforced::the_check_fails_when_the_enforcer_is_bypassed)
+            .needing(&[Need::Enforcer]),
     ]
 }

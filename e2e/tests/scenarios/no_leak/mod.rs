@@ -11,6 +11,8 @@ mod startup;
 
 use std::time::Duration;
 
+use spillway_e2e::Need;
+
 use crate::shared::{Scenario, scenario};
 
 /// How long a crowd may take to start and to say its piece.
@@ -28,11 +30,11 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             away::only_pods_that_a_policy_may_select_wait_for_an_agent
         ),
         scenario!("no-leak", away::a_node_boots_before_its_agent),
-        scenario!("no-leak", chain::a_rewritten_chain_is_put_right),
-        scenario!("no-leak", guard::a_network_that_cant_be_chained_is_guarded),
-        scenario!("no-leak", guard::pods_start_while_the_chain_is_rewritten),
-        scenario!("no-leak", startup::a_new_node_gets_no_pod_before_its_agent),
-        scenario!("no-leak", reuse::addresses_change_hands),
+        scenario!("no-leak", chain::a_rewritten_chain_is_put_right).needing(&[Need::ArenaCni]),
+        scenario!("no-leak", guard::a_network_that_cant_be_chained_is_guarded).needing(&[Need::ArenaCni]),
+        scenario!("no-leak", guard::pods_start_while_the_chain_is_rewritten).needing(&[Need::ArenaCni]),
+        scenario!("no-leak", startup::a_new_node_gets_no_pod_before_its_agent).needing(&[Need::OwnKubelet]),
+        scenario!("no-leak", reuse::addresses_change_hands).needing(&[Need::ArenaCni]),
         scenario!("no-leak", gateways::no_gateway_node_is_there),
     ]
 }
