@@ -67,7 +67,9 @@ fn claimed(plan: &NodePlan) -> Vec<(Interval, Outcome<()>)> {
         Ok([v4?, v6?].concat())
     };
     flat(&claims).unwrap_or_else(|TooFine| {
-        claims.iter_mut().for_each(|c| c.ports.clear());
+        for claim in &mut claims {
+            claim.ports.clear();
+        }
         flat(&claims).unwrap_or_default()
     })
 }

@@ -159,7 +159,7 @@ fn oracle(
         });
         sizes.min()
     };
-    let mut claims: Vec<((u8, i32), i32, i64, &str, &PlannedPolicySpec)> = Vec::new();
+    let mut claims: Vec<(u8, i32, i32, i64, &str, &PlannedPolicySpec)> = Vec::new();
     for policy in plan.policies.iter().filter(selected) {
         let length = if policy.to.cidrs.is_empty() {
             Some(0)
@@ -173,7 +173,8 @@ fn oracle(
         };
         if let (Some(length), Some(ports), None) = (length, ports, within(&policy.to.except)) {
             claims.push((
-                (u8::MAX - length, ports),
+                u8::MAX - length,
+                ports,
                 -policy.priority,
                 policy.created,
                 &policy.source.name,
@@ -181,8 +182,10 @@ fn oracle(
             ));
         }
     }
-    claims.sort_by_key(|(length, priority, created, name, _)| (*length, *priority, *created, *name));
-    let (_, _, _, _, policy) = claims.first()?;
+    claims.sort_by_key(|(length, ports, priority, created, name, _)| {
+        (*length, *ports, *priority, *created, *name)
+    });
+    let (.., policy) = claims.first()?;
     let v4 = |g: &&spillway_crds::member::PlannedGatewaySpec| g.identities[0].egress_ip.ipv4.is_some();
     let there = policy.through.iter().filter_map(|t| {
         let gateway = plan.gateways.iter().find(|g| g.gateway == t.gateway);

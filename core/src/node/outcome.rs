@@ -45,7 +45,7 @@ pub struct PortSpan {
 }
 
 impl PortSpan {
-    fn overlaps(&self, other: &Self) -> bool {
+    fn overlaps(self, other: Self) -> bool {
         self.protocol == other.protocol && self.first <= other.last && other.first <= self.last
     }
 }
@@ -165,7 +165,7 @@ impl<V: Copy + Eq> Outcome<V> {
         let mut out = Vec::new();
         for (span, _) in other.ports.iter().filter(|(_, verdict)| verdict.is_some()) {
             let mut covered = 0_u32;
-            for (mine, verdict) in by_port.ports.iter().filter(|(mine, _)| mine.overlaps(span)) {
+            for (mine, verdict) in by_port.ports.iter().filter(|(mine, _)| mine.overlaps(*span)) {
                 covered += u32::from(mine.last.min(span.last)) - u32::from(mine.first.max(span.first)) + 1;
                 out.extend(*verdict);
             }

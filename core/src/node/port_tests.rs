@@ -69,7 +69,6 @@ fn one_chain_looks_ports_up_and_whole_destinations_meet_none() {
             "{{ {icmp} . 0-65535 : goto egress_7, tcp . 443 : goto egress_7, tcp . 8000-8010 : goto egress_7 }} {errors} ct mark \
              and 0xff000000 == 0x53000000 goto follow; {errors} return; meta l4proto . th dport vmap @ports"
         )
-        .replace(" : ", " : ")
     };
     let chains = port_chains(&table);
     assert_eq!(
