@@ -21,6 +21,7 @@ mod story;
 mod traffic;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub use traffic::{Egress, StoryPod, Watch};
 
 use crate::scenario::{Arena, Cluster, Node};
 use crate::state::{ArenaSpec, Provider};
+use crate::wire::Nat;
 
 /// The outside server over IPv4.
 pub const OUTSIDE: &str = "198.51.100.10:7000";
@@ -95,8 +97,30 @@ impl Federation {
                 .await
                 .with_context(|| format!("joining {member}"))?;
         }
+        federation.hide().await?;
         federation.offer_gateways().await?;
         Ok(federation)
+    }
+
+    /// Puts its shape's hidden members behind their firewall and NAT, and tells the hub.
+    async fn hide(&self) -> Result<()> {
+        let hidden = self.shape.hidden();
+        if hidden.is_empty() {
+            return Ok(());
+        }
+        self.hidden(false, None)?;
+        for member in hidden {
+            let patch = r#"{"spec":{"reachability":"Endpoints"}}"#;
+            self.hub()
+                .kubectl(&["patch", "member", member, "--type", "merge", "-p", patch])
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// What firewall and NAT do about the hidden partitions: the NAT may have rebound, and a port may be open.
+    pub fn hidden(&self, rebound: bool, open: Option<(Ipv4Addr, u16)>) -> Result<()> {
+        self.arena.set_hidden(&[2, 3], Some(Nat::of(2, rebound)), open)
     }
 
     /// A federation on an arena that is up, with nothing installed yet but the images.

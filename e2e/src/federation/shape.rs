@@ -32,6 +32,15 @@ pub enum Shape {
     /// b-n1                    partition 2: member b
     /// ```
     Partitions,
+    /// Three partitions, of which only the first can be called.
+    ///
+    /// ```text
+    /// hub-n1                          partition 1: the hub
+    /// a-n1 (egress), a-n2 (egress)    partition 1: member a; both are gateway frankfurt (203.0.113.10-19)
+    /// b-n1                            partition 2, behind a NAT: member b
+    /// c-n1 (egress)                   partition 3, behind a firewall: member c; gateway zurich (198.18.3.10-19)
+    /// ```
+    Hidden,
 }
 
 const STANDARD: &str = "
@@ -57,6 +66,22 @@ metadata: {name: frankfurt}
 spec:
   nodes: [{member: a, selector: {matchLabels: {egress: 'true'}}}]
   addresses: {ipv4: [203.0.113.10-203.0.113.19], ipv6: ['2001:db8:113::10-2001:db8:113::19']}
+";
+
+const HIDDEN: &str = "
+apiVersion: spillway.io/v1alpha1
+kind: EgressGateway
+metadata: {name: frankfurt}
+spec:
+  nodes: [{member: a, selector: {matchLabels: {egress: 'true'}}}]
+  addresses: {ipv4: [203.0.113.10-203.0.113.19], ipv6: ['2001:db8:113::10-2001:db8:113::19']}
+---
+apiVersion: spillway.io/v1alpha1
+kind: EgressGateway
+metadata: {name: zurich}
+spec:
+  nodes: [{member: c, selector: {matchLabels: {egress: 'true'}}}]
+  addresses: {ipv4: [198.18.3.10-198.18.3.19], ipv6: ['2001:db8:1803::10-2001:db8:1803::19']}
 ";
 
 const FAILOVER: &str = "
@@ -117,6 +142,15 @@ impl Shape {
                 };
                 vec![hub, member("a", 2, &[2]), elsewhere]
             }
+            Self::Hidden => {
+                let at = |partition, spec| ClusterSpec { partition, ..spec };
+                vec![
+                    hub,
+                    member("a", 2, &[1, 2]),
+                    at(2, member("b", 1, &[])),
+                    at(3, member("c", 1, &[1])),
+                ]
+            }
         };
         ArenaSpec {
             name: name.to_owned(),
@@ -131,6 +165,15 @@ impl Shape {
             Self::Standard => STANDARD,
             Self::Failover => FAILOVER,
             Self::Partitions => PARTITIONS,
+            Self::Hidden => HIDDEN,
+        }
+    }
+
+    /// Members that can't be called.
+    pub(super) fn hidden(self) -> &'static [&'static str] {
+        match self {
+            Self::Hidden => &["b", "c"],
+            Self::Standard | Self::Failover | Self::Partitions => &[],
         }
     }
 
@@ -144,6 +187,7 @@ impl Shape {
             Self::Standard => format!("{name}{make}"),
             Self::Failover => format!("{name}{make}-fo"),
             Self::Partitions => format!("{name}{make}-pa"),
+            Self::Hidden => format!("{name}{make}-hi"),
         }
     }
 }

@@ -1,6 +1,11 @@
 //! An arena as a scenario holds it.
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::{Result, bail};
 
@@ -9,7 +14,7 @@ use crate::{
     lifecycle::{self, Leftovers},
     provision::Toolbox,
     state::{ArenaSpec, Dirs, Plan},
-    wire,
+    wire::{self, Nat},
 };
 
 /// A running arena. One made by [`Arena::up`] is taken down when dropped, also by a panic; one that was attached stays.
@@ -112,6 +117,16 @@ impl Arena {
     /// Narrows the router's paths between the segments and the outside to `mtu`, or widens them again.
     pub fn set_path_mtu(&self, mtu: Option<u16>) -> Result<()> {
         wire::set_path_mtu(&self.plan, mtu)
+    }
+
+    /// Lets nobody call the machines of these partitions, see [`wire::set_hidden`].
+    pub fn set_hidden(
+        &self,
+        partitions: &[u8],
+        nat: Option<Nat>,
+        open: Option<(Ipv4Addr, u16)>,
+    ) -> Result<()> {
+        wire::set_hidden(&self.plan, partitions, nat, open)
     }
 
     /// How many packets the router has called too big so far, both families together.

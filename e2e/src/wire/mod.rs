@@ -17,6 +17,7 @@
 pub mod address;
 mod build;
 mod fault;
+mod hidden;
 pub mod netns;
 mod sources;
 
@@ -25,4 +26,5 @@ pub use build::{
     unplug,
 };
 pub use fault::{Direction, set_cable, set_half_open, set_path_mtu, too_big_sent};
+pub use hidden::{Nat, set_hidden};
 pub use sources::{sources, watch_sources};
