@@ -1,7 +1,6 @@
 #!/bin/sh
 # Writes all that is generated from the API types, the declared metrics, the scenarios and the charts: crds/yaml, the charts' copies
-# of it, the
-# kustomize bases, docs/reference. Needs cargo and helm; HELM names the latter, else it is searched for in
+# of it, the kustomize bases, docs/reference. Needs cargo and helm; HELM names the latter, else it is searched for in
 # the arena's cache and in PATH. `generate.sh --check` changes nothing and fails where a file is out of date.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
