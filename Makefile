@@ -10,6 +10,8 @@ CARGO_DENY_VERSION := 0.20.2
 SCENARIO ?=
 # What the machines of clusters are made of: namespaces of this machine, or kind's containers.
 PROVIDER ?= namespaces
+KERNEL ?=
+SUITE ?=
 # Always the whole workspace: cargo compiles dependencies anew, with other features, for each other choice of packages.
 # Namespaces, mounts and real kernels need root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
@@ -47,6 +49,10 @@ e2e: build ## Scenarios on real clusters; SCENARIO=name or SCENARIO=group picks 
 .PHONY: e2e-kind
 e2e-kind: build ## The same scenarios on clusters that kind makes, three at once; those it can't do are listed with the reason
 	$(AS_ROOT) env SPILLWAY_PROVIDER=kind cargo test --workspace --test scenarios -- $(SCENARIO)
+
+.PHONY: test-kernels
+test-kernels: toolbox ## The data path on Debian's kernels, in virtual machines; KERNEL=5.10 and SUITE=matrix pick some
+	$(AS_ROOT) e2e/kernels/test.sh $(KERNEL) $(SUITE)
 
 .PHONY: bench
 bench: toolbox ## Measure what users run: convergence, throughput, gaps across faults; prints a table, writes target/bench.json
