@@ -22,7 +22,7 @@ while read -r suite program settings; do
     echo "@@ suite $suite"
     # A test that hangs must not take the others along.
     # shellcheck disable=SC2086
-    chroot /mnt /usr/bin/timeout 900 env $settings "$program" --test-threads 2 --color never $filter 2>&1
+    chroot /mnt /usr/bin/timeout 2400 env $settings "$program" --test-threads 2 --color never $filter 2>&1
     echo "@@ end $suite $?"
 done < /mnt/suites
 echo "@@ done"

@@ -3,16 +3,17 @@
 BEGIN { OFS = "\t" }
 { sub(/\r$/, "") }
 /^@@ suite / { suite = $3; next }
-/^@@ end / { ended[$3] = 1; suite = ""; detail = ""; next }
+/^@@ end / { if ($4 != 124) ended[$3] = 1; suite = ""; detail = ""; next }
 suite == "" { next }
 { seen[suite] = 1 }
-match($0, /^test (\[.*\] )?[^ ]+ +\.\.\. (ok|FAILED|ignored)/) {
+match($0, /^test +(\[.*\] +)?[^ ]+ +\.\.\. (ok|FAILED|ignored)/) {
     line = $0
     reason = ""
-    sub(/^test /, "", line)
-    if (match(line, /^\[.*\] /)) {
-        reason = substr(line, 2, RLENGTH - 3)
+    sub(/^test +/, "", line)
+    if (match(line, /^\[.*\] +/)) {
+        reason = substr(line, 2, RLENGTH - 2)
         line = substr(line, RLENGTH + 1)
+        sub(/\] *$/, "", reason)
     }
     split(line, word, / +/)
     key = suite OFS word[1]
@@ -28,5 +29,5 @@ detail != "" && match($0, /doesn't apply: .*/) {
 }
 END {
     for (i = 1; i <= count; i++) print order[i], result[order[i]], why[order[i]]
-    for (s in seen) if (!(s in ended)) print s, "(the suite)", "FAILED", "it didn't come to its end"
+    for (s in seen) if (!(s in ended)) print s, "(the suite)", "FAILED", "it didn't come to its end, or not in time"
 }

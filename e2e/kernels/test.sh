@@ -78,7 +78,7 @@ pack() {
 boot() {
     local directory=$1 command=$2 image
     image=$(echo "$directory"/boot/vmlinuz-*)
-    timeout --kill-after 10 5400 "$python/bin/virtme-run" --kimg "$image" --mods auto --memory 3G --cpus 2 \
+    timeout --kill-after 10 10800 "$python/bin/virtme-run" --kimg "$image" --mods auto --memory 3G --cpus 2 \
         --disable-kvm --force-9p --show-boot-console --script-sh "$command" < /dev/null
 }
 
@@ -102,7 +102,7 @@ for entry in "${kernels[@]}"; do
     echo "Linux $kernel: $(wc -l < "$out/root/suites") suites, as $log tells"
     began=$SECONDS
     boot "$directory" "$here/guest.sh $out/root '${TEST:-}'" > "$log" 2>&1 || true
-    awk -f "$here/results.awk" "$log" > "$out/$kernel.tsv"
+    awk -f "$here/results.awk" "$log" | sort > "$out/$kernel.tsv"
     if ! grep -q '^@@ done' "$log"; then
         printf '(the machine)\tall\tFAILED\tit ended early: see %s\n' "$log" >> "$out/$kernel.tsv"
     fi

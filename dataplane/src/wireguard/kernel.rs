@@ -140,7 +140,6 @@ impl Peer {
     fn address(&self, wanted: Option<IpAddr>) -> Option<IpAddr> {
         let host = |(address, length): &(IpAddr, u8)| *length == if address.is_ipv4() { 32 } else { 128 };
         match self.allowed.as_slice() {
-            [] => None,
             [one] if host(one) => Some(one.0),
             [first, ..] if wanted.is_none() => Some(first.0),
             _ => None,
