@@ -42,6 +42,26 @@ impl Addresses {
     pub const fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()
     }
+
+    /// Without those of which `is` is true.
+    #[must_use]
+    pub fn without(&self, is: impl Fn(IpAddr) -> bool) -> Self {
+        self.iter().filter(|a| !is(*a)).collect()
+    }
+}
+
+impl FromIterator<IpAddr> for Addresses {
+    /// The last address of each family.
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let mut out = Self::default();
+        for address in addresses {
+            match address {
+                IpAddr::V4(a) => out.v4 = Some(a),
+                IpAddr::V6(a) => out.v6 = Some(a),
+            }
+        }
+        out
+    }
 }
 
 impl From<Addresses> for AddressPair {
@@ -224,6 +244,58 @@ impl Pool {
         self.spans(address.is_ipv6()).overlap(n, n).is_some()
     }
 
+    /// The same with some addresses more.
+    #[must_use]
+    pub fn with(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        for address in addresses {
+            if !self.contains(address) {
+                let n = number(address);
+                let spans = if address.is_ipv6() {
+                    &mut self.v6
+                } else {
+                    &mut self.v4
+                };
+                spans.insert(n, n);
+            }
+        }
+        self
+    }
+
+    /// How many addresses of one family there are; all of IPv6 would count one less.
+    pub fn count(&self, v6: bool) -> u128 {
+        let sizes = self
+            .spans(v6)
+            .0
+            .iter()
+            .map(|(first, last)| (last - first).saturating_add(1));
+        sizes.fold(0, u128::saturating_add)
+    }
+
+    /// The address of one family that has this place in their order, from 0 on.
+    pub fn nth(&self, v6: bool, place: u128) -> Option<IpAddr> {
+        let mut left = place;
+        for (first, last) in &self.spans(v6).0 {
+            if left <= last - first {
+                return Some(address(first + left, v6));
+            }
+            left -= (last - first).checked_add(1)?;
+        }
+        None
+    }
+
+    /// The place of an address among those of its family.
+    pub fn place(&self, address: IpAddr) -> Option<u128> {
+        let n = number(address);
+        let mut before = 0_u128;
+        for (first, last) in &self.spans(address.is_ipv6()).0 {
+            if (first..=last).contains(&&n) {
+                return before.checked_add(n - first);
+            }
+            before = before.saturating_add((last - first).saturating_add(1));
+        }
+        None
+    }
+
     /// The lowest address that both pools hold, IPv4 before IPv6.
     pub fn overlap(&self, other: &Self) -> Option<IpAddr> {
         [false, true].into_iter().find_map(|v6| {
@@ -314,7 +386,33 @@ mod tests {
         Pool::parse(&AddressPool {
             ipv4: v4.iter().map(|s| (*s).into()).collect(),
             ipv6: v6.iter().map(|s| (*s).into()).collect(),
+            default: None,
         })
+    }
+
+    #[test]
+    fn addresses_have_places_without_being_listed() {
+        let (pool, _) = pool(
+            &["203.0.113.8/30", "203.0.113.1", "203.0.113.20-203.0.113.21"],
+            &["2001:db8::/32", "2001:db9::7"],
+        );
+        let v4: Vec<_> = (0..8)
+            .map(|i| pool.nth(false, i).map(|a| a.to_string()))
+            .collect();
+        let named = ["1", "8", "9", "10", "11", "20", "21"].map(|n| Some(format!("203.0.113.{n}")));
+        assert_eq!((&v4[..7], &v4[7]), (&named[..], &None));
+        assert_eq!((pool.count(false), pool.count(true)), (7, (1 << 96) + 1));
+        assert_eq!(pool.nth(true, 1 << 96), Some(ip("2001:db9::7")));
+        for place in [0, 6] {
+            assert_eq!(
+                pool.place(pool.nth(false, place).expect("an address")),
+                Some(place)
+            );
+        }
+        assert_eq!(pool.place(ip("2001:db9::7")), Some(1 << 96));
+        assert_eq!(pool.place(ip("203.0.113.2")), None);
+        let more = pool.with([ip("203.0.113.2"), ip("203.0.113.9")]);
+        assert_eq!((more.count(false), more.place(ip("203.0.113.2"))), (8, Some(1)));
     }
 
     fn ip(text: &str) -> IpAddr {

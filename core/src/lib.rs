@@ -16,6 +16,7 @@
 
 pub mod address;
 pub mod alloc;
+pub mod eip;
 pub mod health;
 pub mod node;
 pub mod order;

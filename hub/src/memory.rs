@@ -12,7 +12,8 @@ use kube::{Api, Client};
 use serde::Serialize;
 use spillway_core::address::Addresses;
 use spillway_core::alloc::{self, Egress};
-use spillway_crds::hub::{AddressSlices, EgressGateway, Member, MemberStatus};
+use spillway_crds::hub::{AddressSlices, EgressGateway, Member, MemberStatus, ResolvedEgress};
+use spillway_crds::member::PolicyRef;
 use tokio::time::Instant;
 
 use crate::absent::Absent;
@@ -22,7 +23,7 @@ use crate::enroll::Certificates;
 use crate::lease::Leadership;
 use crate::mirror::Mirror;
 use crate::report::LinkStatus;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Policy, Snapshot};
 
 /// Remembers.
 #[derive(Default)]
@@ -32,6 +33,8 @@ pub(crate) struct Memory {
     members: BTreeMap<String, Arc<Member>>,
     /// Port slices of gateways as they were recorded last, with the object's uid.
     slices: BTreeMap<String, (Option<String>, Vec<AddressSlices>)>,
+    /// What policies leave with as it was recorded last, with the object's uid.
+    egress: BTreeMap<PolicyRef, (Option<String>, Vec<ResolvedEgress>)>,
     absent: Absent,
     /// Objects for which plans are held, as the log was told.
     pub(crate) missed: Vec<String>,
@@ -72,6 +75,13 @@ impl Memory {
                 snapshot.lost.insert(name.clone(), lost);
             }
         }
+        self.egress
+            .retain(|source, _| snapshot.policies.contains_key(source));
+        for (source, policy) in &snapshot.policies {
+            if let Some(lost) = self.egress(source, policy) {
+                snapshot.lost_egress.insert(source.clone(), lost);
+            }
+        }
         snapshot.numbers = self.numbers.clone();
         snapshot.gone = self.absent.look(snapshot, Instant::now());
         wiped
@@ -102,6 +112,22 @@ impl Memory {
         if !self.slices.get(name).is_some_and(same) {
             let known = (uid.clone(), recorded.to_vec());
             self.slices.insert(name.to_owned(), known);
+        }
+        None
+    }
+
+    /// Learns what a policy leaves with, or returns what it was where the whole status was wiped.
+    fn egress(&mut self, source: &PolicyRef, policy: &Policy) -> Option<Vec<ResolvedEgress>> {
+        let (uid, status) = policy.record();
+        let known = self.egress.get(source);
+        if status.is_none_or(|s| s.conditions.is_empty() && s.egress.is_empty()) {
+            let (of, egress) = known?;
+            return (of.as_ref() == uid).then(|| egress.clone());
+        }
+        let recorded = status.map_or(&[][..], |s| &s.egress);
+        if known.is_none_or(|(of, egress)| of.as_ref() != uid || egress != recorded) {
+            self.egress
+                .insert(source.clone(), (uid.cloned(), recorded.to_vec()));
         }
         None
     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use kube::core::DeserializeGuard;
 use kube::{Api, Client};
 use spillway_core::alloc::{Memory, OverlayRange};
-use spillway_core::resolve::{FederationState, GatewayInput};
+use spillway_core::resolve::{FederationState, GatewayInput, PolicyInput};
 use spillway_crds::hub::{
     AddressSlices, EgressGateway, Encryption, FederatedClusterEgressPolicy, FederatedEgressPolicy, Member,
+    PolicyStatus, ResolvedEgress,
 };
 use spillway_crds::member::{NodeRef, PolicyRef, Tunnel};
 use tokio::sync::Notify;
@@ -112,6 +113,7 @@ impl Mirrors {
             .concat(),
             numbers: Arc::default(),
             lost: BTreeMap::new(),
+            lost_egress: BTreeMap::new(),
             gone: BTreeSet::new(),
         }
     }
@@ -133,6 +135,16 @@ pub(crate) enum Policy {
     Cluster(Arc<FederatedClusterEgressPolicy>),
 }
 
+impl Policy {
+    /// The object's uid and status.
+    pub(crate) fn record(&self) -> (Option<&String>, Option<&PolicyStatus>) {
+        match self {
+            Self::Namespaced(p) => (p.metadata.uid.as_ref(), p.status.as_ref()),
+            Self::Cluster(p) => (p.metadata.uid.as_ref(), p.status.as_ref()),
+        }
+    }
+}
+
 /// The objects at one time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Snapshot {
@@ -148,6 +160,8 @@ pub(crate) struct Snapshot {
     pub(crate) numbers: Arc<Memory>,
     /// Port slices of gateways whose status was wiped, as they were.
     pub(crate) lost: BTreeMap<String, Vec<AddressSlices>>,
+    /// What policies left with whose status was wiped.
+    pub(crate) lost_egress: BTreeMap<PolicyRef, Vec<ResolvedEgress>>,
     /// Nodes with ports that their members have long not reported any more.
     pub(crate) gone: BTreeSet<NodeRef>,
 }
@@ -177,10 +191,19 @@ impl Snapshot {
             gone: self.gone.clone(),
             policies: self
                 .policies
-                .values()
-                .map(|p| match p {
-                    Policy::Namespaced(p) => (&**p).into(),
-                    Policy::Cluster(p) => (&**p).into(),
+                .iter()
+                .map(|(source, p)| {
+                    let input: PolicyInput = match p {
+                        Policy::Namespaced(p) => (&**p).into(),
+                        Policy::Cluster(p) => (&**p).into(),
+                    };
+                    match self.lost_egress.get(source) {
+                        Some(held) => PolicyInput {
+                            held: held.clone(),
+                            ..input
+                        },
+                        None => input,
+                    }
                 })
                 .collect(),
         }

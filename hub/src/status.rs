@@ -11,8 +11,8 @@ use serde::Serialize;
 use spillway_core::resolve::{GatewayOutcome, PolicyOutcome, Resolution};
 use spillway_crds::condition::{Condition, Verdict};
 use spillway_crds::hub::{
-    AddressHolder, EgressGateway, EgressGatewayStatus, FederatedClusterEgressPolicy, FederatedEgressPolicy,
-    Member, MemberPath, PolicyStatus, ResolvedEgress,
+    AddressHolder, AddressUse, EgressGateway, EgressGatewayStatus, FederatedClusterEgressPolicy,
+    FederatedEgressPolicy, Member, MemberPath, PolicyStatus, ResolvedEgress,
 };
 use tokio::sync::watch;
 
@@ -43,6 +43,8 @@ struct GatewayFields {
     ready_nodes: Option<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     holders: Vec<AddressHolder>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    used: Vec<AddressUse>,
     conditions: Vec<Condition>,
 }
 
@@ -135,12 +137,14 @@ fn gateway_fields(
         holder: outcome.holder.clone(),
         ready_nodes: Some(outcome.ready_nodes),
         holders: outcome.holders.clone(),
+        used: outcome.used.clone(),
         conditions: own(&status.conditions, meta.generation, &outcome.verdicts, now),
     };
     let standing = GatewayFields {
         holder: status.holder,
         ready_nodes: status.ready_nodes,
         holders: status.holders,
+        used: status.used,
         conditions: mine(&status.conditions, &outcome.verdicts),
     };
     (fields != standing).then_some(fields)

@@ -191,7 +191,16 @@ fn gateway(object: &Value, name: &str, options: &Options, notes: &mut Vec<String
             addresses.insert(family.into(), json!(entries));
         }
     }
-    if addresses.is_empty() {
+    let mut default = Map::new();
+    for (family, address) in [("ipv4", &spec.ippools.default4), ("ipv6", &spec.ippools.default6)] {
+        if !address.is_empty() {
+            default.insert(family.into(), json!(address));
+        }
+    }
+    if !default.is_empty() {
+        addresses.insert("default".into(), Value::Object(default));
+    }
+    if !addresses.contains_key("ipv4") && !addresses.contains_key("ipv6") {
         return Err(
             "it has no egress IPs, and gateways that leave with their nodes' addresses don't exist here"
                 .into(),
@@ -271,7 +280,11 @@ fn policy(
     }
     let egress_ip = egress_ip(&spec, &status, surroundings.gateways.get(&gateway), notes)?;
     let mut through = json!({"gateway": gateway});
-    if !egress_ip.is_empty() {
+    if egress_ip.is_empty() {
+        if spec.egress_ip.allocator == "rr" {
+            through["allocation"] = "Pool".into();
+        }
+    } else {
         through["egressIP"] = Value::Object(egress_ip);
     }
     out.insert("through".into(), json!([through]));
@@ -338,7 +351,7 @@ fn priority(given: i64, namespace: Option<&str>) -> Result<i64, Refusal> {
 }
 
 /// The addresses that a policy leaves with: those that it names, else those that it leaves with now, else the
-/// gateway's default ones. Empty: the pool's first, and a note.
+/// gateway's default ones. Empty: the gateway's default ones here or one of the pool, as it asked for, and a note.
 fn egress_ip(
     spec: &PolicySpec,
     status: &PolicyStatus,
@@ -386,8 +399,12 @@ fn egress_ip(
         ));
     } else if out.is_empty() {
         notes.push(format!(
-            "its egress IP was chosen by {asked} and isn't known: it gets the first address of the pool; name another \
-             in through[0].egressIP"
+            "its egress IP was chosen by {asked} and isn't known: it gets {}; name another in through[0].egressIP",
+            if fixed.allocator == "rr" {
+                "one of the pool (allocation: Pool)"
+            } else {
+                "the gateway's default address"
+            }
         ));
     }
     Ok(out)

@@ -59,7 +59,8 @@ fn a_gateway() {
             "apiVersion": "spillway.io/v1alpha1", "kind": "EgressGateway", "metadata": {"name": "eg1"},
             "spec": {
                 "nodes": [{"member": "fra-1", "selector": {"matchLabels": {"egress": "true"}}}],
-                "addresses": {"ipv4": ["10.6.1.55", "10.6.1.60-10.6.1.65", "10.6.1.64/28"]},
+                "addresses": {"ipv4": ["10.6.1.55", "10.6.1.60-10.6.1.65", "10.6.1.64/28"],
+                              "default": {"ipv4": "10.6.1.60"}},
             },
         }))
     );
@@ -146,7 +147,15 @@ fn an_address_that_was_chosen_stays_what_it_is() {
     notes(&default, &["fixed to its gateway's default egress IP"]);
     let unknown = policy(&format!("spec: {{egressGatewayName: elsewhere, {applied}}}"));
     assert_eq!(through(&unknown), json!({"gateway": "elsewhere"}));
-    notes(&unknown, &["the first address of the pool"]);
+    notes(&unknown, &["it gets the gateway's default address"]);
+    let one_of_many = policy(&format!(
+        "spec: {{egressGatewayName: elsewhere, egressIP: {{allocatorPolicy: rr}}, {applied}}}"
+    ));
+    assert_eq!(
+        through(&one_of_many),
+        json!({"gateway": "elsewhere", "allocation": "Pool"})
+    );
+    notes(&one_of_many, &["one of the pool"]);
     let node = policy(&format!(
         "spec: {{egressGatewayName: eg1, egressIP: {{useNodeIP: true}}, {applied}}}"
     ));

@@ -26,6 +26,10 @@ pub(super) struct Gateways<'a> {
 pub(super) struct Gateway<'a> {
     pub(super) input: &'a GatewayInput,
     pub(super) pool: Pool,
+    /// The pool with what was taken out of it and is in use.
+    pub(super) own: Pool,
+    /// What policies leave with that ask for no other address.
+    pub(super) default: Addresses,
     /// The pool is the gateway's own: no policy may use the gateway otherwise.
     pub(super) usable: bool,
     pub(super) faults: Vec<Fault>,
@@ -113,6 +117,12 @@ impl<'a> Gateway<'a> {
                 Fault::new(reason, format!("spec.addresses.{}: {}", b.field, b.error))
             })
             .collect();
+        let default = default(input, &pool, &mut faults);
+        let in_use = input
+            .identities
+            .iter()
+            .filter_map(|r| Addresses::parse(&r.egress_ip).ok());
+        let own = pool.clone().with(in_use.flat_map(|pair| pair.iter()));
         let mut hosts: BTreeMap<&str, BTreeMap<&str, &MemberNode>> = BTreeMap::new();
         for (i, entry) in input.spec.nodes.iter().enumerate() {
             if input.spec.nodes[..i].contains(entry) {
@@ -148,6 +158,8 @@ impl<'a> Gateway<'a> {
         Self {
             input,
             pool,
+            own,
+            default,
             usable: true,
             faults,
             hosts,
@@ -177,10 +189,10 @@ impl<'a> Gateway<'a> {
         let uses = |user: &Self, pool: &Pool| {
             user.input.identities.iter().any(|record| {
                 let pair = Addresses::parse(&record.egress_ip).unwrap_or_default();
-                pair.iter().any(|a| user.pool.contains(a) && pool.contains(a))
+                pair.iter().any(|a| pool.contains(a))
             })
         };
-        let overlap = !std::ptr::eq(self, other) && self.pool.overlap(&other.pool).is_some();
+        let overlap = !std::ptr::eq(self, other) && self.own.overlap(&other.own).is_some();
         overlap && uses(other, &self.pool) && !uses(self, &other.pool)
     }
 
@@ -201,7 +213,7 @@ impl<'a> Gateway<'a> {
         let taken = older
             .iter()
             .filter(|o| o.usable)
-            .find_map(|o| self.pool.overlap(&o.pool).map(|a| (o, a)));
+            .find_map(|o| self.own.overlap(&o.own).map(|a| (o, a)));
         if let Some((other, address)) = taken {
             self.usable = false;
             self.faults.insert(
@@ -216,11 +228,36 @@ impl<'a> Gateway<'a> {
             );
         }
     }
+}
 
-    /// True where the pool holds every address of `pair`.
-    pub(super) fn holds(&self, pair: &Addresses) -> bool {
-        pair.v4.is_none_or(|a| self.pool.contains(IpAddr::V4(a)))
-            && pair.v6.is_none_or(|a| self.pool.contains(IpAddr::V6(a)))
+/// The gateway's default addresses: those that it names, the pool's first for families that it doesn't.
+fn default(input: &GatewayInput, pool: &Pool, faults: &mut Vec<Fault>) -> Addresses {
+    let first = pool.first();
+    let Some(pair) = &input.spec.addresses.default else {
+        return first;
+    };
+    let named = match Addresses::parse(pair) {
+        Ok(named) => named,
+        Err((field, bad)) => {
+            faults.push(Fault::new(
+                "InvalidAddress",
+                format!("spec.addresses.default.{field}: {bad}"),
+            ));
+            return first;
+        }
+    };
+    for address in named.iter().filter(|a| !pool.contains(*a)) {
+        faults.push(Fault::new(
+            "AddressNotInPool",
+            format!(
+                "spec.addresses.default: {address} is in no entry of the pool; add it or name another. Until then the pool's first address stands in for it"
+            ),
+        ));
+    }
+    let named = named.without(|a| !pool.contains(a));
+    Addresses {
+        v4: named.v4.or(first.v4),
+        v6: named.v6.or(first.v6),
     }
 }
 

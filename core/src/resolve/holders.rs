@@ -25,7 +25,7 @@ pub(super) fn holders(gateway: &Gateway<'_>, members: &BTreeMap<&str, &MemberInp
                 let Ok(address) = held.address.parse::<IpAddr>() else {
                     continue;
                 };
-                if !gateway.pool.contains(address) {
+                if !gateway.own.contains(address) {
                     continue;
                 }
                 let claim = (heard && (node.ready || node.draining), held.since.parse().ok());

@@ -9,8 +9,8 @@ use spillway_crds::address::PrefixPair;
 use spillway_crds::condition::ConditionType;
 use spillway_crds::hub::{
     AddressSlices, Destinations, EgressGateway, EgressGatewaySpec, Encryption, FederatedClusterEgressPolicy,
-    FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, Reachability,
-    Sources, Through,
+    FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, PolicyStatus,
+    Reachability, ResolvedEgress, Sources, Through,
 };
 use spillway_crds::member::{NodeRef, PolicyRef, Tunnel};
 
@@ -111,6 +111,13 @@ pub struct PolicyInput {
     pub through: Vec<Through>,
     /// What happens while none is available.
     pub on_unavailable: OnUnavailable,
+    /// What it leaves with, as recorded in its status, or as it was before somebody wiped that.
+    pub held: Vec<ResolvedEgress>,
+}
+
+/// What a policy's status records.
+fn held(status: Option<&PolicyStatus>) -> Vec<ResolvedEgress> {
+    status.map(|s| s.egress.clone()).unwrap_or_default()
 }
 
 fn created(metadata: &ObjectMeta) -> i64 {
@@ -175,6 +182,7 @@ impl From<&FederatedEgressPolicy> for PolicyInput {
             priority: p.spec.priority,
             through: p.spec.through.clone(),
             on_unavailable: p.spec.on_unavailable,
+            held: held(p.status.as_ref()),
         }
     }
 }
@@ -195,6 +203,7 @@ impl From<&FederatedClusterEgressPolicy> for PolicyInput {
             priority: p.spec.priority,
             through: p.spec.through.clone(),
             on_unavailable: p.spec.on_unavailable,
+            held: held(p.status.as_ref()),
         }
     }
 }

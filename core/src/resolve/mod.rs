@@ -36,7 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use spillway_crds::address::PrefixPair;
 use spillway_crds::condition::Verdict;
 use spillway_crds::hub::{
-    AddressHolder, AddressSlices, IdentityRecord, MemberNode, MemberPath, ResolvedEgress,
+    AddressHolder, AddressSlices, AddressUse, IdentityRecord, MemberNode, MemberPath, ResolvedEgress,
 };
 use spillway_crds::member::PolicyRef;
 
@@ -107,6 +107,8 @@ pub struct GatewayOutcome {
     pub holders: Vec<AddressHolder>,
     /// How many selected nodes are ready.
     pub ready_nodes: u32,
+    /// Who leaves with which addresses.
+    pub used: Vec<AddressUse>,
     /// `Accepted`, `Programmed` and `PortsAvailable`.
     pub verdicts: Vec<Verdict>,
 }

@@ -56,8 +56,8 @@ pub(super) fn plans<'a>(
         if !policy.readable {
             continue;
         }
-        for egress in &policy.through {
-            if identities.awaited(egress) {
+        for (egress, chosen) in policy.through.iter().zip(&policy.chosen) {
+            if chosen.fresh || identities.awaited(egress) {
                 let hosts = gateways
                     .get(&egress.gateway)
                     .into_iter()

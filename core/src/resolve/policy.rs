@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use spillway_crds::hub::{DestinationPort, Destinations, IdentityRecord, Sources};
+use spillway_crds::hub::{
+    Allocated, Allocation, DestinationPort, Destinations, IdentityRecord, ResolvedEgress, Sources, Through,
+};
 use spillway_crds::member::PolicyRef;
 
 use super::gateway::Gateways;
 use super::{Fault, FederationState, MemberInput, PolicyInput};
 use crate::address::{Addresses, parse_prefix};
 use crate::alloc::{self, Egress, Memory};
+use crate::eip::{Denial, Grant, Held, Request, Supply, allocate};
 use crate::ports::{self, PortClaim};
 
 /// Identities that one gateway's status has room for.
@@ -30,6 +33,8 @@ pub(super) struct Policy<'a> {
     pub(super) faults: Vec<Fault>,
     /// What can be used of `through`, in order.
     pub(super) through: Vec<Egress>,
+    /// How each of these was chosen.
+    pub(super) chosen: Vec<Chosen>,
     /// What of its destinations could be read.
     pub(super) to: Destinations,
     /// What of its sources could be read; `None` where it names none, and where none could.
@@ -38,6 +43,20 @@ pub(super) struct Policy<'a> {
     /// named none, and without a gateway, so that its `onUnavailable` rules.
     pub(super) readable: bool,
 }
+
+/// How a policy came to its addresses of one gateway.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chosen {
+    pub(super) allocated: Allocated,
+    pub(super) exclusive: bool,
+    /// It isn't recorded yet.
+    pub(super) fresh: bool,
+    /// Those that the gateway's pool doesn't hold any more.
+    pub(super) removed: Addresses,
+}
+
+/// What policies get of each gateway.
+type Grants<'a> = BTreeMap<(&'a PolicyRef, &'a str), Result<Grant, Denial<'a>>>;
 
 /// Identities: those recorded, and those that could not be given at all.
 #[derive(Default)]
@@ -69,10 +88,11 @@ impl<'a> Policies<'a> {
         members: &BTreeMap<&'a str, &'a MemberInput>,
         gateways: &Gateways<'a>,
     ) -> Self {
-        let by_source = state
-            .policies
-            .iter()
-            .map(|p| (&p.source, Policy::new(p, members, gateways)))
+        let inputs: BTreeMap<_, _> = state.policies.iter().map(|p| (&p.source, p)).collect();
+        let grants = grants(inputs.values().copied(), gateways);
+        let by_source = inputs
+            .into_iter()
+            .map(|(source, p)| (source, Policy::new(p, members, gateways, &grants)))
             .collect();
         Self { by_source }
     }
@@ -140,9 +160,10 @@ impl<'a> Policy<'a> {
         input: &'a PolicyInput,
         members: &BTreeMap<&'a str, &'a MemberInput>,
         gateways: &Gateways<'a>,
+        grants: &Grants<'a>,
     ) -> Self {
         let mut faults = Vec::new();
-        let mut through = Vec::new();
+        let (mut through, mut chosen) = (Vec::new(), Vec::new());
         for (i, entry) in input.through.iter().enumerate() {
             if input.through[..i].iter().any(|e| e.gateway == entry.gateway) {
                 faults.push(Fault::new(
@@ -154,8 +175,12 @@ impl<'a> Policy<'a> {
                 ));
                 continue;
             }
-            match egress(i, entry, gateways) {
-                Ok(e) => through.push(e),
+            let grant = grants.get(&(&input.source, entry.gateway.as_str()));
+            match egress(i, entry, gateways, grant) {
+                Ok((egress, how)) => {
+                    through.push(egress);
+                    chosen.push(how);
+                }
                 Err(fault) => faults.push(fault),
             }
         }
@@ -213,6 +238,7 @@ impl<'a> Policy<'a> {
             selected,
             faults,
             through,
+            chosen,
             to,
             sources: sources.filter(|_| somebody),
             readable: somewhere && somebody && some_port,
@@ -220,7 +246,66 @@ impl<'a> Policy<'a> {
     }
 }
 
-fn egress(i: usize, entry: &spillway_crds::hub::Through, gateways: &Gateways<'_>) -> Result<Egress, Fault> {
+/// Hands out every gateway's addresses.
+fn grants<'a>(policies: impl Iterator<Item = &'a PolicyInput>, gateways: &Gateways<'a>) -> Grants<'a> {
+    let mut requests: BTreeMap<&str, Vec<Request<'a>>> = BTreeMap::new();
+    for policy in policies {
+        let mut asked = BTreeSet::new();
+        for entry in &policy.through {
+            let fixed = entry
+                .egress_ip
+                .as_ref()
+                .map_or(Ok(Addresses::default()), Addresses::parse);
+            // What can't be read is told of with the policy's other faults.
+            if let (true, Ok(fixed)) = (asked.insert(&entry.gateway), fixed) {
+                requests.entry(&entry.gateway).or_default().push(Request {
+                    policy: &policy.source,
+                    created: policy.created,
+                    fixed,
+                    allocation: entry.allocation,
+                    exclusive: entry.exclusive,
+                    held: held(policy, entry),
+                });
+            }
+        }
+    }
+    let mut out = Grants::new();
+    for gateway in gateways.iter().filter(|g| g.usable) {
+        let name = gateway.input.name.as_str();
+        let requests = requests.remove(name).unwrap_or_default();
+        let supply = Supply {
+            pool: gateway.pool.clone(),
+            default: gateway.default,
+        };
+        let results = allocate(&supply, &requests);
+        out.extend(
+            requests
+                .iter()
+                .zip(results)
+                .map(|(r, result)| ((r.policy, name), result)),
+        );
+    }
+    out
+}
+
+/// What `policy` has of the gateway of `entry`. The gateway's default addresses, with which everybody leaves, aren't what
+/// one that asks for its own from then on means.
+fn held(policy: &PolicyInput, entry: &Through) -> Held {
+    let recorded = policy.held.iter().find(|h| h.gateway == entry.gateway);
+    let own =
+        |r: &&ResolvedEgress| entry.allocation == Allocation::Default || r.allocated != Allocated::Default;
+    recorded.filter(own).map_or_else(Held::default, |r| Held {
+        addresses: Addresses::parse(&r.egress_ip).unwrap_or_default(),
+        exclusive: r.exclusive,
+    })
+}
+
+fn egress(
+    i: usize,
+    entry: &Through,
+    gateways: &Gateways<'_>,
+    grant: Option<&Result<Grant, Denial<'_>>>,
+) -> Result<(Egress, Chosen), Fault> {
     let name = &entry.gateway;
     let Some(gateway) = gateways.get(name) else {
         return Err(Fault::new(
@@ -238,29 +323,18 @@ fn egress(i: usize, entry: &spillway_crds::hub::Through, gateways: &Gateways<'_>
             ),
         ));
     }
-    let first = gateway.pool.first();
-    let mut addresses = first;
-    if let Some(pair) = &entry.egress_ip {
-        let asked = Addresses::parse(pair).map_err(|(field, bad)| {
-            Fault::new(
-                "InvalidAddress",
-                format!("spec.through[{i}].egressIP.{field}: {bad}"),
-            )
-        })?;
-        let single = |v4, v6| Addresses { v4, v6 };
-        for (field, one) in [("ipv4", single(asked.v4, None)), ("ipv6", single(None, asked.v6))] {
-            if !gateway.holds(&one) {
-                return Err(Fault::new(
-                    "AddressNotInPool",
-                    format!(
-                        "spec.through[{i}].egressIP.{field}: {one} is not in the pool of EgressGateway {name:?}; choose one of spec.addresses there or add it"
-                    ),
-                ));
-            }
-        }
-        addresses = single(asked.v4.or(first.v4), asked.v6.or(first.v6));
+    if let Some(Err((field, bad))) = entry.egress_ip.as_ref().map(Addresses::parse) {
+        return Err(Fault::new(
+            "InvalidAddress",
+            format!("spec.through[{i}].egressIP.{field}: {bad}"),
+        ));
     }
-    if addresses.is_empty() {
+    let grant = match grant {
+        Some(Ok(grant)) => *grant,
+        Some(Err(denial)) => return Err(denied(i, entry, denial)),
+        None => Grant::default(),
+    };
+    if grant.addresses.is_empty() {
         return Err(Fault::new(
             "GatewayNotAccepted",
             format!(
@@ -268,10 +342,65 @@ fn egress(i: usize, entry: &spillway_crds::hub::Through, gateways: &Gateways<'_>
             ),
         ));
     }
-    Ok(Egress {
+    let fixed = entry
+        .egress_ip
+        .as_ref()
+        .and_then(|pair| Addresses::parse(pair).ok())
+        .unwrap_or_default();
+    let egress = Egress {
         gateway: name.clone(),
-        addresses,
-    })
+        addresses: grant.addresses,
+    };
+    let chosen = Chosen {
+        allocated: match entry.allocation {
+            _ if fixed == grant.addresses => Allocated::Fixed,
+            Allocation::Default => Allocated::Default,
+            Allocation::Pool => Allocated::Pool,
+        },
+        exclusive: entry.exclusive,
+        fresh: grant.fresh,
+        removed: grant.removed,
+    };
+    Ok((egress, chosen))
+}
+
+/// Why an entry of `through` gets no address.
+fn denied(i: usize, entry: &Through, denial: &Denial<'_>) -> Fault {
+    let name = &entry.gateway;
+    match denial {
+        Denial::NotInPool(address) => {
+            let field = if address.is_ipv6() { "ipv6" } else { "ipv4" };
+            Fault::new(
+                "AddressNotInPool",
+                format!(
+                    "spec.through[{i}].egressIP.{field}: {address} is not in the pool of EgressGateway {name:?}; choose one of spec.addresses there or add it"
+                ),
+            )
+        }
+        Denial::Reserved(address, owner) => Fault::new(
+            "AddressTaken",
+            format!(
+                "spec.through[{i}]: {address} of EgressGateway {name:?} is reserved for policy {owner}, which has it exclusively; name another one in egressIP or set allocation: Pool"
+            ),
+        ),
+        Denial::InUse(address, user) => Fault::new(
+            "AddressInUse",
+            format!(
+                "spec.through[{i}].exclusive: {address} of EgressGateway {name:?} can't be this policy's alone while policy {user} leaves with it; choose another one or change that policy"
+            ),
+        ),
+        Denial::Exhausted => Fault::new(
+            "PoolExhausted",
+            format!(
+                "spec.through[{i}].allocation: no address of EgressGateway {name:?} is left{}; add some to spec.addresses there",
+                if entry.exclusive {
+                    " that nobody leaves with"
+                } else {
+                    ""
+                }
+            ),
+        ),
+    }
 }
 
 fn prefixes(field: &str, list: &[String], faults: &mut Vec<Fault>) -> Vec<(usize, IpNet)> {

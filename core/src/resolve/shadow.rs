@@ -251,11 +251,7 @@ impl Losses<'_> {
 
     fn names(&self) -> String {
         let more = self.to.len().saturating_sub(MAX_NAMES);
-        let names = self.to.iter().take(MAX_NAMES).map(|p| match &p.namespace {
-            Some(namespace) => format!("{namespace}/{}", p.name),
-            None => p.name.clone(),
-        });
-        let names: Vec<_> = names.collect();
+        let names: Vec<_> = self.to.iter().take(MAX_NAMES).map(ToString::to_string).collect();
         let names = names.join(", ");
         if more > 0 {
             format!("{names} and {more} more")

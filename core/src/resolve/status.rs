@@ -1,9 +1,10 @@
 //! What to tell users of their objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use spillway_crds::condition::{ConditionType, Verdict};
-use spillway_crds::hub::{MemberNode, Refusal, ResolvedEgress};
+use spillway_crds::hub::{AddressUse, MemberNode, Refusal, ResolvedEgress};
 use spillway_crds::member::PolicyRef;
 
 use super::gateway::{Gateway, Gateways};
@@ -13,10 +14,13 @@ use super::ports;
 use super::shadow::Shadows;
 use super::slices::{Allotted, Recorded};
 use super::{Fault, GatewayOutcome, MemberInput, PolicyOutcome};
+use crate::address::Addresses;
 use crate::plan::{Digest, Plan, ResourceKey, ResourceKind};
 
 /// Faults that one message lists; the rest shows once these are mended.
 const MAX_FAULTS: usize = 8;
+/// Pairs of addresses that a gateway's status lists.
+const MAX_USES: usize = 128;
 /// Names that one message lists.
 pub(super) const MAX_NAMES: usize = 5;
 
@@ -80,6 +84,8 @@ impl View<'_, '_> {
         self.gateways
             .iter()
             .map(|g| {
+                let (used, kept) = self.used(g);
+                let faults: Vec<Fault> = g.faults.iter().cloned().chain(kept).collect();
                 let holders = holders(g, self.members);
                 // Nodes that don't say yet what they hold do as the plan says.
                 let first = || g.order.first().filter(|_| g.serves()).map(|n| n.node.to_string());
@@ -88,15 +94,55 @@ impl View<'_, '_> {
                     holder: summary(&holders).or_else(first),
                     holders,
                     ready_nodes: u32::try_from(g.ready().count()).unwrap_or(u32::MAX),
-                    verdicts: vec![
-                        accepted(&g.faults),
-                        self.gateway(g),
-                        ports::of_gateway(g, allotted),
-                    ],
+                    used,
+                    verdicts: vec![accepted(&faults), self.gateway(g), ports::of_gateway(g, allotted)],
                 };
                 (g.input.name.clone(), outcome)
             })
             .collect()
+    }
+
+    /// Who leaves with which addresses of a gateway, and what of these was taken out of its pool.
+    fn used(&self, gateway: &Gateway<'_>) -> (Vec<AddressUse>, Option<Fault>) {
+        let name = &gateway.input.name;
+        let mut by_pair: BTreeMap<Addresses, (bool, Vec<&PolicyRef>)> = BTreeMap::new();
+        let mut removed: BTreeMap<IpAddr, Vec<&PolicyRef>> = BTreeMap::new();
+        for policy in self.policies.iter() {
+            let entries = policy.through.iter().zip(&policy.chosen);
+            for (egress, chosen) in entries.filter(|(e, _)| e.gateway == *name) {
+                let (exclusive, users) = by_pair.entry(egress.addresses).or_default();
+                *exclusive |= chosen.exclusive;
+                users.push(&policy.input.source);
+                for address in chosen.removed.iter() {
+                    removed.entry(address).or_default().push(&policy.input.source);
+                }
+            }
+        }
+        let used = by_pair
+            .into_iter()
+            .take(MAX_USES)
+            .map(|(pair, (exclusive, users))| AddressUse {
+                egress_ip: pair.into(),
+                by: listed(&users),
+                exclusive,
+            });
+        let kept: Vec<_> = removed
+            .iter()
+            .take(MAX_NAMES)
+            .map(|(address, users)| format!("{address}, with which {} leave", listed(users)))
+            .collect();
+        let kept = (!kept.is_empty()).then(|| {
+            let more = removed.len().saturating_sub(MAX_NAMES);
+            let more = if more > 0 { format!(" and {more} more addresses") } else { String::new() };
+            Fault::new(
+                "AddressInUse",
+                format!(
+                    "spec.addresses lacks {}{more}; these policies keep it until they ask for another one, put it back or change spec.through of theirs",
+                    kept.join("; ")
+                ),
+            )
+        });
+        (used.collect(), kept)
     }
 
     fn gateway(&self, gateway: &Gateway<'_>) -> Verdict {
@@ -172,11 +218,14 @@ impl View<'_, '_> {
         let egress = policy
             .through
             .iter()
-            .filter_map(|e| {
+            .zip(&policy.chosen)
+            .filter_map(|(e, chosen)| {
                 Some(ResolvedEgress {
                     gateway: e.gateway.clone(),
                     identity: self.identities.get(e)?,
                     egress_ip: e.addresses.into(),
+                    allocated: chosen.allocated,
+                    exclusive: chosen.exclusive,
                 })
             })
             .collect();
@@ -189,14 +238,15 @@ impl View<'_, '_> {
             .iter()
             .filter_map(|e| self.gateways.get(&e.gateway))
             .any(Gateway::serves);
-        let awaited = policy.through.iter().any(|e| self.identities.awaited(e));
+        let awaited = policy.chosen.iter().any(|c| c.fresh)
+            || policy.through.iter().any(|e| self.identities.awaited(e));
         let verdict = if !faults.is_empty() {
             invalid()
         } else if awaited {
             Verdict::no(
                 ConditionType::Programmed,
                 "Pending",
-                "its identity is being recorded",
+                "its identity and egress IP are being recorded",
             )
         } else if policy.selected.is_empty() {
             Verdict::no(
@@ -363,6 +413,15 @@ fn unready(gateway: &Gateway<'_>) -> String {
         })
         .collect();
     said.join(", ")
+}
+
+/// Policies' names, and how many more there are.
+fn listed(policies: &[&PolicyRef]) -> String {
+    let names: Vec<_> = policies.iter().take(MAX_NAMES).map(ToString::to_string).collect();
+    match policies.len().saturating_sub(MAX_NAMES) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
 }
 
 fn accepted(faults: &[Fault]) -> Verdict {

@@ -64,6 +64,7 @@ fn written(rule: &Rule) -> PolicyInput {
                     ipv4: Some(egress_ip(*gateway, digit).to_string()),
                     ipv6: None,
                 }),
+                ..Through::default()
             })
             .collect(),
         ..PolicyInput::default()
@@ -109,7 +110,7 @@ fn federation(rules: &[Rule]) -> FederationState {
             }],
             addresses: AddressPool {
                 ipv4: vec![format!("{}-{}", egress_ip(i, 0), egress_ip(i, 9))],
-                ipv6: Vec::new(),
+                ..AddressPool::default()
             },
             translation: Translation::GatewayNode,
             encryption: None,

@@ -113,6 +113,9 @@ pub struct AddressPool {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 91)))]
     pub ipv6: Vec<String>,
+    /// Those that policies leave with which ask for no others. The pool's first address of each family that is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<AddressPair>,
 }
 
 /// What the hub made of a gateway.
@@ -138,6 +141,10 @@ pub struct EgressGatewayStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8192))]
     pub holders: Vec<AddressHolder>,
+    /// Which policies leave with which egress IPs: the first 128 of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    pub used: Vec<AddressUse>,
     /// `Accepted`, `Programmed`, `PortsAvailable`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
@@ -145,6 +152,21 @@ pub struct EgressGatewayStatus {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
     )]
     pub conditions: Vec<Condition>,
+}
+
+/// Who leaves with which egress IPs.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressUse {
+    /// The egress IPs.
+    #[serde(default, rename = "egressIP")]
+    pub egress_ip: AddressPair,
+    /// Policies: some names, and how many more.
+    #[schemars(length(max = 2048))]
+    pub by: String,
+    /// That policy alone may leave with them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclusive: bool,
 }
 
 /// Who has which ports of one egress IP.

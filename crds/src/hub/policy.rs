@@ -243,16 +243,47 @@ pub enum Protocol {
 }
 
 /// One gateway that a policy may use.
-#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.exclusive) || !self.exclusive || has(self.egressIP) || has(self.allocation) && self.allocation == 'Pool'").message("exclusive needs an address of the policy's own: name one in egressIP, or set allocation: Pool")
+)]
 pub struct Through {
     /// Name of the `EgressGateway`.
     #[schemars(length(min = 1, max = 63))]
     pub gateway: String,
-    /// Addresses from the gateway's pool to leave with. A family that is left out gets the pool's
-    /// first address of that family.
+    /// Addresses from the gateway's pool to leave with. A family that is left out gets its address by `allocation`.
     #[serde(default, rename = "egressIP", skip_serializing_if = "Option::is_none")]
     pub egress_ip: Option<AddressPair>,
+    /// Where addresses come from that `egressIP` doesn't name.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub allocation: Allocation,
+    /// No other policy leaves with the addresses. One that others leave with can't be had so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclusive: bool,
+}
+
+/// Where a policy's addresses come from.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Allocation {
+    /// They are the gateway's default ones (`addresses.default`), and change with these.
+    #[default]
+    Default,
+    /// They are an IPv4 and an IPv6 address of the pool for this policy, of which few policies have the same. They stay what
+    /// they are.
+    Pool,
+}
+
+/// What a policy's addresses were chosen by.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Allocated {
+    /// The policy names them all.
+    Fixed,
+    /// They are the gateway's default ones, as far as the policy names none.
+    #[default]
+    Default,
+    /// They are the policy's own of the pool, as far as it names none.
+    Pool,
 }
 
 /// What happens while no gateway of a policy is available.
@@ -303,4 +334,10 @@ pub struct ResolvedEgress {
     /// The egress IPs.
     #[serde(default, rename = "egressIP")]
     pub egress_ip: AddressPair,
+    /// What they were chosen by.
+    #[serde(default)]
+    pub allocated: Allocated,
+    /// No other policy has them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclusive: bool,
 }

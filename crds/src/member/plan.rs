@@ -178,6 +178,16 @@ pub struct PolicyRef {
     pub name: String,
 }
 
+impl fmt::Display for PolicyRef {
+    /// `namespace/name`, or the name alone of a cluster-wide one, as everywhere in messages.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
 /// One entry of a policy's `through` list, resolved to an identity.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,5 +1,6 @@
 //! A small federation to resolve, and readers of what comes out.
 
+mod eips;
 mod faults;
 mod paths;
 mod plans;
@@ -74,7 +75,7 @@ fn gateway(name: &str, created: i64, members: &[&str], v4: &[&str]) -> GatewayIn
                 .collect(),
             addresses: AddressPool {
                 ipv4: v4.iter().map(|a| (*a).into()).collect(),
-                ipv6: vec![],
+                ..AddressPool::default()
             },
             ..EgressGatewaySpec::default()
         },
@@ -99,7 +100,7 @@ fn policy(name: &str, members: &[(&str, &str)], gateways: &[&str]) -> PolicyInpu
             .iter()
             .map(|g| Through {
                 gateway: (*g).into(),
-                egress_ip: None,
+                ..Through::default()
             })
             .collect(),
         ..PolicyInput::default()
@@ -119,6 +120,9 @@ fn record(state: &mut FederationState, resolution: &Resolution) {
             g.identities.clone_from(&given.identities);
             g.slices.clone_from(&given.slices);
         }
+    }
+    for p in &mut state.policies {
+        p.held.clone_from(&resolution.policies[&p.source].egress);
     }
 }
 
@@ -162,9 +166,10 @@ fn run_in(state: &mut FederationState) -> Resolution {
 
 /// Resolves until everything is recorded.
 fn settle(state: &mut FederationState) -> Resolution {
-    for _ in 0..4 {
+    for _ in 0..5 {
         let resolution = resolve(state);
-        if resolution.allocations.is_empty() {
+        let recorded = |p: &PolicyInput| p.held == resolution.policies[&p.source].egress;
+        if resolution.allocations.is_empty() && state.policies.iter().all(recorded) {
             return resolution;
         }
         record(state, &resolution);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use spillway_crds::hub::Allocation;
 
 use super::*;
 
@@ -18,7 +19,7 @@ fn federations() -> impl Strategy<Value = FederationState> {
         0u8..5,
         (
             prop::option::of(1u16..6),
-            prop::collection::vec((0u8..5, prop::option::of(0u8..8)), 0..3),
+            prop::collection::vec((0u8..5, prop::option::of(0u8..8), any::<[bool; 2]>()), 0..3),
             any::<bool>(),
         ),
         0..5,
@@ -49,12 +50,18 @@ fn federations() -> impl Strategy<Value = FederationState> {
                 let mut policy = policy(&format!("p{p}"), &selector, &[]);
                 policy.through = through
                     .into_iter()
-                    .map(|(g, ip)| Through {
+                    .map(|(g, ip, [pool, exclusive])| Through {
                         gateway: format!("g{g}"),
                         egress_ip: ip.map(|i| AddressPair {
                             ipv4: Some(format!("203.0.113.{i}")),
                             ipv6: None,
                         }),
+                        allocation: if pool {
+                            Allocation::Pool
+                        } else {
+                            Allocation::Default
+                        },
+                        exclusive,
                     })
                     .collect();
                 if !good {
@@ -119,6 +126,7 @@ proptest! {
         broken.through = vec![Through {
             gateway: format!("g{gateway}"),
             egress_ip: Some(AddressPair { ipv4: Some("192.0.2.1".into()), ipv6: None }),
+            ..Through::default()
         }];
         state.policies.push(broken);
         let after = settle(&mut state);

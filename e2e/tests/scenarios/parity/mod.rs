@@ -1,10 +1,14 @@
 //! Group `parity`: what people know from the egress gateways of single clusters.
 
+mod addresses;
 mod ports;
 
 use crate::shared::{Scenario, scenario};
 
 /// The group's scenarios, in the order in which they run.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![scenario!("parity", ports::each_port_leaves_as_its_policy_says)]
+    vec![
+        scenario!("parity", ports::each_port_leaves_as_its_policy_says),
+        scenario!("parity", addresses::addresses_are_given_kept_and_reserved),
+    ]
 }
