@@ -25,6 +25,15 @@ pub struct Captured {
 impl Federation {
     /// Begins to capture what passes between partition `partition` and the router.
     pub fn capture(&self, partition: u8) -> Result<Capture> {
+        self.capture_of(partition, "")
+    }
+
+    /// The same without what goes to the outside or comes from there.
+    pub fn capture_between(&self, partition: u8) -> Result<Capture> {
+        self.capture_of(partition, "not net 198.51.100.0/24 and not net 2001:db8:51::/64")
+    }
+
+    fn capture_of(&self, partition: u8, filter: &str) -> Result<Capture> {
         let wire = self.arena.plan().wire_netns();
         let file = NamedTempFile::new()?;
         let mut child = Command::new("ip")
@@ -42,6 +51,7 @@ impl Federation {
             .arg(format!("router-{partition}"))
             .arg("-w")
             .arg(file.path())
+            .arg(filter)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

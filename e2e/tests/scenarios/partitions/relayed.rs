@@ -10,7 +10,8 @@ use spillway_e2e::federation::{Egress, Federation, Load, OUTSIDE, PATIENCE, Stor
 /// Egress IPs of gateway frankfurt, in partition 1, and of gateway zurich, in partition 3.
 const FRANKFURT: &str = "203.0.113.10";
 const ZURICH: &str = "198.18.3.10";
-/// UDP port of WireGuard.
+/// UDP ports of the tunnel and of WireGuard.
+const TUNNEL: u16 = 4_799;
 const WIREGUARD: u16 = 5_713;
 /// From one partition's handshakes to the next: an agent may have given up calling for a while.
 const LONG: Duration = Duration::from_secs(120);
@@ -139,6 +140,57 @@ async fn relay_in_use(fed: &Federation) -> Result<&'static str> {
         Ok(grown[0])
     })
     .await
+}
+
+pub(crate) async fn every_pair_has_its_way(fed: &Federation) -> Result<()> {
+    let ground = Ground::new(
+        fed,
+        "ways",
+        &[
+            ("a", "far"),
+            ("b", "near"),
+            ("b", "far"),
+            ("c", "near"),
+            ("c", "far"),
+        ],
+    )
+    .await?;
+    for (from, to, kind) in [("a", "b", "NAT"), ("a", "c", "NAT"), ("b", "a", "NAT")] {
+        says(fed, from, to, kind).await?;
+    }
+    let path = says(fed, "b", "c", "Relay").await?;
+    ensure!(
+        path["through"].as_array().is_some_and(|t| t.len() == 2),
+        "both nodes of a relay: {path}"
+    );
+    let captures = [1, 2, 3].map(|p| fed.capture_between(p));
+    for (pod, egress) in &ground.pods {
+        let seen = pod.talk(OUTSIDE, "nobody-may-read-this", 50).await?;
+        ensure!(seen.starts_with(egress), "the server saw {seen}");
+    }
+    for (p, capture) in (1..).zip(captures) {
+        let captured = capture?.stop()?;
+        ensure!(
+            !captured.holds("nobody-may-read-this"),
+            "the payload can be read between partition {p} and the others"
+        );
+        ensure!(
+            captured.udp_to(TUNNEL)? == 0,
+            "the tunnel's own packets leave partition {p}"
+        );
+        let packets = captured.udp_to(WIREGUARD)?;
+        ensure!(packets > 50, "partition {p}: only {packets} packets of WireGuard");
+    }
+    let status = fed.spillway("hub", &["status"]).await?.stdout;
+    ensure!(status.contains("Relay") && status.contains("a/a-n1"), "{status}");
+    ground.story.end().await
+}
+
+pub(crate) async fn a_nat_rebinds_and_nothing_breaks(fed: &Federation) -> Result<()> {
+    let ground = Ground::new(fed, "rebound", &[("b", "near"), ("b", "far")]).await?;
+    ground.across(fed, async || fed.hidden(true, None)).await?;
+    ground.across(fed, async || fed.hidden(false, None)).await?;
+    ground.story.end().await
 }
 
 pub(crate) async fn a_relay_dies_and_nothing_breaks(fed: &Federation) -> Result<()> {
