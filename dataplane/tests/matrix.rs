@@ -20,7 +20,7 @@ use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
 use spillway_crds::address::{AddressPair, PrefixPair};
-use spillway_dataplane::{Choice, Kernel, LinuxKernel, PrivateKey};
+use spillway_dataplane::{Choice, Implementation, Kernel, LinuxKernel, PrivateKey};
 use support::traffic::{connect, strangers, tcp, udp};
 use support::{Namespace, eventually, privileged};
 
@@ -399,7 +399,7 @@ async fn another_takes_over() {
         } else {
             "kernel"
         };
-        let implementation = encryption.implementation.map(|i| i.as_str());
+        let implementation = encryption.implementation.map(Implementation::as_str);
         assert_eq!(implementation, Some(expected), "{encryption:?}");
         assert!(!encryption.reason.is_empty());
         // Without any path that must be encrypted the device goes.
