@@ -4,7 +4,7 @@
 //! passes unless some policy of the plan claims its destination: then it might be that policy's, and waits until the
 //! address is known.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -74,14 +74,21 @@ fn claimed(plan: &NodePlan) -> Vec<(Interval, Outcome<()>)> {
     })
 }
 
-/// Addresses that somebody has for certain: those that the CNI plugin told this agent of, and those that statuses show. A pod
+/// Who has which address for certain: those that the CNI plugin told this agent of, and those that statuses show. A pod
 /// that is being deleted may have left its own to another one already: its status comes late, and where the guard stands
-/// the plugin may not tell.
-pub(super) fn certain(inputs: &NodeInputs) -> BTreeSet<IpAddr> {
+/// the plugin may not tell. That one pod has an address for certain says nothing for another of which only an old sandbox
+/// is left.
+pub(super) fn certain(inputs: &NodeInputs) -> BTreeMap<IpAddr, Vec<&Pod>> {
     let fresh = inputs.sandboxes.iter().filter(|s| s.fresh).map(|s| &s.pod);
     let alive = |p: &&Pod| !p.removed && !p.deleting && !p.finished && !p.host_network;
     let shown = inputs.pods.iter().filter(alive);
-    fresh.chain(shown).flat_map(|p| &p.addresses).copied().collect()
+    let mut certain: BTreeMap<IpAddr, Vec<&Pod>> = BTreeMap::new();
+    for pod in fresh.chain(shown) {
+        for address in &pod.addresses {
+            certain.entry(*address).or_default().push(pod);
+        }
+    }
+    certain
 }
 
 #[cfg(test)]

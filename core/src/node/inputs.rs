@@ -114,6 +114,17 @@ pub struct Pod {
     pub created: i64,
 }
 
+impl Pod {
+    /// True where both are the same pod, as far as can be told.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        if self.uid.is_empty() || other.uid.is_empty() {
+            (&self.namespace, &self.name) == (&other.namespace, &other.name)
+        } else {
+            self.uid == other.uid
+        }
+    }
+}
+
 /// What an operator may set, equal on all nodes of a cluster.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Settings {

@@ -27,11 +27,7 @@ pub struct Sandbox {
 
 impl Sandbox {
     fn is_of(&self, pod: &Pod) -> bool {
-        if self.pod.uid.is_empty() || pod.uid.is_empty() {
-            (&self.pod.namespace, &self.pod.name) == (&pod.namespace, &pod.name)
-        } else {
-            self.pod.uid == pod.uid
-        }
+        self.pod.is(pod)
     }
 }
 

@@ -142,7 +142,10 @@ pub(super) fn select(ways: &Ways) -> Selection {
             .collect();
         if chosen.is_empty() {
             selection.bystanders.insert(address);
-            if !pod.removed && !pod.deleting && certain.contains(&address) {
+            let surely = certain
+                .get(&address)
+                .is_some_and(|all| all.iter().any(|p| p.is(pod)));
+            if !pod.removed && !pod.deleting && surely {
                 selection.known.insert(address);
             }
             continue;
