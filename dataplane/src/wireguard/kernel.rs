@@ -245,24 +245,36 @@ fn updates(held: &WireGuardDevice, wanted: &WireGuardDevice) -> Vec<WireguardPee
             A::Flags(WireguardPeerFlags::RemoveMe),
         ])
     });
-    let changed = wanted.peers.iter().filter_map(|(key, new)| {
+    let changed = wanted.peers.iter().flat_map(|(key, new)| {
         let old = held.peers.get(key);
         if old == Some(new) {
-            return None;
+            return Vec::new();
         }
         let mut attributes = vec![A::PublicKey(*key.as_bytes())];
         if old.map(|old| old.address) != Some(new.address) {
             attributes.push(A::Flags(WireguardPeerFlags::ReplaceAllowedIps));
             attributes.push(A::AllowedIps(new.address.map(allowed).into_iter().collect()));
         }
-        if old.map(|old| old.endpoint) != Some(new.endpoint) {
+        let moved = old.map(|old| old.endpoint) != Some(new.endpoint);
+        if moved {
             attributes.push(A::Endpoint(new.endpoint));
         }
-        // Last: a keepalive is sent at once where it is new, to the endpoint.
-        if old.map_or(0, |old| old.keepalive) != new.keepalive {
+        // The kernel sends a keepalive at once where it goes from none to some (drivers/net/wireguard/netlink.c, set_peer),
+        // and the peer answers to where that comes from. Hence off and on for one that is called elsewhere now.
+        let off = moved && old.is_some_and(|old| old.keepalive > 0);
+        if off {
+            attributes.push(A::PersistentKeepalive(0));
+        } else if old.map_or(0, |old| old.keepalive) != new.keepalive {
             attributes.push(A::PersistentKeepalive(new.keepalive));
         }
-        Some(WireguardPeer(attributes))
+        let on = off.then(|| {
+            let keepalive = A::PersistentKeepalive(new.keepalive);
+            WireguardPeer(vec![A::PublicKey(*key.as_bytes()), keepalive])
+        });
+        [Some(WireguardPeer(attributes)), on]
+            .into_iter()
+            .flatten()
+            .collect()
     });
     gone.chain(changed).collect()
 }
@@ -464,7 +476,18 @@ mod tests {
         );
         let other = device([(key(1), peer("192.0.2.7:5713", Some("100.64.8.1")))]);
         let changed = updates(&roamed.held(&other, &told, now), &other);
-        assert_eq!(changed.len(), 1, "the plan's change is written: {changed:?}");
+        let keepalives = changed.iter().flat_map(|WireguardPeer(attributes)| attributes);
+        let keepalives: Vec<_> = keepalives
+            .filter_map(|a| match a {
+                WireguardPeerAttribute::PersistentKeepalive(seconds) => Some(*seconds),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(
+            keepalives,
+            [0, 25],
+            "the plan's change is written, and told: {changed:?}"
+        );
     }
 
     #[test]
