@@ -230,7 +230,7 @@ impl HubBackend for Backend {
                 Ok(None) => {}
                 // It is good all the same, and the next stream or renewal brings it on record.
                 Err(error) => {
-                    tracing::warn!(cluster = session.member, %error, "the member's certificate can't be put on record")
+                    tracing::warn!(cluster = session.member, %error, "the member's certificate can't be put on record");
                 }
             }
         }

@@ -19,7 +19,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, ResourceExt};
 use spillway_crds::hub::{Member, MemberStatus};
 use spillway_link::pki::{Authorities, CertificateAuthority, TrustState};
 use tokio::sync::watch;
@@ -99,7 +99,7 @@ fn decide<'a>(
             let status = m.status.as_ref().filter(|s| s.certificate_serial.is_some());
             status.is_some_and(|s| !holds(s, now))
         })
-        .map(|m| m.name_any())
+        .map(ResourceExt::name_any)
         .collect();
     if late.is_empty() { done } else { Step::Wait(late) }
 }

@@ -256,8 +256,10 @@ mod tests {
 
     #[test]
     fn the_epoch_rises_above_both_and_the_backups_time_is_kept() {
-        let mut here = Secret::default();
-        here.data = Some([("epoch".to_owned(), ByteString(b"9\n".to_vec()))].into());
+        let here = Secret {
+            data: Some([("epoch".to_owned(), ByteString(b"9\n".to_vec()))].into()),
+            ..Secret::default()
+        };
         // "Mw==" is 3.
         for (present, epoch) in [(None, "4"), (Some(&here), "10")] {
             let fields = identity(&backup("Mw=="), present).expect("usable");

@@ -17,8 +17,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!("partitions", on Partitions encrypted::connections_outlive_the_agents)
             .needing(&[Need::Segments]),
         scenario!("partitions", on Hidden relayed::every_pair_has_its_way).needing(&[Need::Segments]),
-        scenario!("partitions", on Hidden relayed::a_nat_rebinds_and_nothing_breaks).needing(&[Need::Segments]),
-        scenario!("partitions", on Hidden relayed::a_relay_dies_and_nothing_breaks).needing(&[Need::Segments]),
+        scenario!("partitions", on Hidden relayed::a_nat_rebinds_and_nothing_breaks)
+            .needing(&[Need::Segments]),
+        scenario!("partitions", on Hidden relayed::a_relay_dies_and_nothing_breaks)
+            .needing(&[Need::Segments]),
         scenario!("partitions", on Hidden relayed::a_partition_opens_and_closes_and_nothing_breaks)
             .needing(&[Need::Segments]),
     ]
