@@ -232,6 +232,7 @@ impl Tunnel {
         let fresh = if let Some(live) = &mut self.live {
             live.change(&wanted).await?
         } else {
+            free(wanted.port).await;
             self.live = Some(Live::start(&self.key, &wanted).await?);
             callable(&wanted.peers)
         };
@@ -248,6 +249,17 @@ impl Tunnel {
             (p.peer.public_key.to_bytes().into(), p.stats.last_handshake)
         };
         peers.into_iter().map(entry).collect()
+    }
+}
+
+/// Waits until nobody has the UDP port, for a while at most: a device that was stopped closes its sockets a moment later.
+async fn free(port: u16) {
+    let taken = || std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, port)).is_err();
+    for _ in 0..100 {
+        if !taken() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
