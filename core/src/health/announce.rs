@@ -3,7 +3,7 @@
 //! While an address changes hands two nodes answer for it, and neighbours may have heard the old one last; or an
 //! announcement was lost. That harms nobody while both forward. When one of them is gone, neighbours that believe in it
 //! would find out by their own timers only: on Linux up to 45 s until they doubt, and 8 s from then on (RFC 4861, 7.3
-//! and 10).
+//! and 10). The same goes for a node whose packets got nowhere while it took the address: it can't know what was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,8 +13,11 @@ use spillway_crds::member::NodeRef;
 use crate::node::inputs::NodeInputs;
 
 /// Those of the addresses that are `held` (with their gateways) that a node may have answered for which was there as of
-/// `before` and isn't as of `now`.
+/// `before` and isn't as of `now`; all of them where this node is heard again.
 pub fn again(before: &NodeInputs, now: &NodeInputs, held: &BTreeMap<IpAddr, String>) -> BTreeSet<IpAddr> {
+    if before.liveness.heard_anew != now.liveness.heard_anew {
+        return held.keys().copied().collect();
+    }
     let gateways: BTreeSet<&str> = held.values().map(String::as_str).collect();
     let left = gateways
         .into_iter()
@@ -60,6 +63,9 @@ mod tests {
             assert!(again(gone, &both, &held).is_empty(), "it is back");
             assert!(again(gone, gone, &held).is_empty());
         }
+        let mut heard = both.clone();
+        heard.liveness.heard_anew += 1;
+        assert_eq!(again(&both, &heard, &held), [eip].into(), "what it said before was lost");
         let other = BTreeMap::from([(eip, "vienna".to_owned())]);
         assert!(again(&both, &dead, &other).is_empty());
     }

@@ -44,6 +44,11 @@ pub struct Tracker {
     requesters: BTreeMap<NodeRef, Moment>,
     last_round: Moment,
     next_round: Moment,
+    /// When anybody last said that it gets answers from this node.
+    last_answered: Moment,
+    /// Others were heard for a while, and none of them got answers.
+    unheard: bool,
+    heard_anew: u32,
     changes: Vec<Change>,
     /// What was known when this node last heard somebody.
     current: Liveness,
@@ -64,6 +69,9 @@ impl Tracker {
             requesters: BTreeMap::new(),
             last_round: Moment::ZERO,
             next_round: Moment::ZERO,
+            last_answered: Moment::ZERO,
+            unheard: false,
+            heard_anew: 0,
             changes: Vec::new(),
             current: Liveness::default(),
         }
@@ -101,6 +109,7 @@ impl Tracker {
     /// Something came from `node`. Requests may come from nodes that aren't probed.
     pub fn heard(&mut self, now: Moment, node: &NodeRef, heard: Heard, said: Said) {
         self.own.heard(now);
+        self.answered(now, said.hears);
         if heard == Heard::Request
             && (self.requesters.len() < MOST_REQUESTERS || self.requesters.contains_key(node))
         {
@@ -110,6 +119,16 @@ impl Tracker {
             && let Some(turn) = peer.heard(now, heard, said, &self.timing)
         {
             self.note(node.clone(), turn);
+        }
+    }
+
+    /// Neighbours outside get as little from a node that nobody hears, and nothing tells it when they do again.
+    fn answered(&mut self, now: Moment, hears: bool) {
+        if hears {
+            self.last_answered = now;
+            self.heard_anew += u32::from(std::mem::take(&mut self.unheard));
+        } else {
+            self.unheard |= now.saturating_sub(self.last_answered) > self.timing.fresh();
         }
     }
 
@@ -303,6 +322,7 @@ impl Tracker {
             dead: of(Peer::dead),
             retiring: of(Peer::retiring),
             kept: BTreeSet::new(),
+            heard_anew: self.heard_anew,
         };
         if self.role.gateway {
             let set = if self.own.condition.unusable() {

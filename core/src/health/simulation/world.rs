@@ -20,7 +20,7 @@ const BACKGROUND: Moment = Moment::from_millis(300);
 /// From an announcement to its last repetition.
 const REPEAT: Moment = Moment::from_secs(2);
 /// How long a router believes in a node that is silent: 45 s until it doubts, and 8 s from then on.
-const STALE: Moment = Moment::from_secs(53);
+pub(super) const STALE: Moment = Moment::from_secs(53);
 /// Time from power to a running agent.
 const BOOT: Moment = Moment::from_millis(1500);
 
@@ -579,6 +579,12 @@ impl World {
         (0..self.nodes.len())
             .filter(|n| self.healthy(*n) && self.nodes[*n].kernel.held.contains_key(&address))
             .collect()
+    }
+
+    /// Somebody answers for `address` and passes on what comes: also a node whose agent is about to end, which keeps what
+    /// nobody takes, as where the only other one is drained.
+    pub(super) fn answered(&self, address: IpAddr) -> bool {
+        (0..self.nodes.len()).any(|n| self.forwards(n) && self.nodes[n].kernel.held.contains_key(&address))
     }
 
     /// A fingerprint of everything that anybody can see.
