@@ -65,7 +65,11 @@ mod tests {
         }
         let mut heard = both.clone();
         heard.liveness.heard_anew += 1;
-        assert_eq!(again(&both, &heard, &held), [eip].into(), "what it said before was lost");
+        assert_eq!(
+            again(&both, &heard, &held),
+            [eip].into(),
+            "what it said before was lost"
+        );
         let other = BTreeMap::from([(eip, "vienna".to_owned())]);
         assert!(again(&both, &dead, &other).is_empty());
     }
