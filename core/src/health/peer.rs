@@ -163,6 +163,11 @@ impl Peer {
         self.state == State::Alive && self.said.usable()
     }
 
+    /// It answers and would take part; only this node's memory of a failure is in the way.
+    pub(super) fn only_held_down(&self) -> bool {
+        matches!(self.state, State::HeldDown { .. }) && self.said.usable()
+    }
+
     /// It answers and is to be used only where there is no other.
     pub(super) fn retiring(&self) -> bool {
         match self.state {

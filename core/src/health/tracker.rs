@@ -310,7 +310,9 @@ impl Tracker {
     }
 
     fn fresh_liveness(&self) -> Liveness {
-        let of = |wanted: fn(&Peer) -> bool| -> BTreeSet<NodeRef> {
+        // Who failed lately itself saw others fail by that: it holds nobody down, and takes nothing from them.
+        let failed = self.role.gateway && self.own.condition == Condition::HeldDown;
+        let of = |wanted: &dyn Fn(&Peer) -> bool| -> BTreeSet<NodeRef> {
             self.peers
                 .iter()
                 .filter(|(_, peer)| wanted(peer))
@@ -318,9 +320,9 @@ impl Tracker {
                 .collect()
         };
         let mut liveness = Liveness {
-            alive: of(Peer::alive),
-            dead: of(Peer::dead),
-            retiring: of(Peer::retiring),
+            alive: of(&|p| p.alive() || (failed && p.only_held_down())),
+            dead: of(&Peer::dead),
+            retiring: of(&|p| p.retiring() && !(failed && p.only_held_down())),
             kept: BTreeSet::new(),
             heard_anew: self.heard_anew,
         };
