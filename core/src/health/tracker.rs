@@ -312,6 +312,7 @@ impl Tracker {
     fn fresh_liveness(&self) -> Liveness {
         // Who failed lately itself saw others fail by that: it holds nobody down, and takes nothing from them.
         let failed = self.role.gateway && self.own.condition == Condition::HeldDown;
+        let alive = |p: &Peer| p.alive() || (failed && p.only_held_down());
         let of = |wanted: &dyn Fn(&Peer) -> bool| -> BTreeSet<NodeRef> {
             self.peers
                 .iter()
@@ -320,9 +321,9 @@ impl Tracker {
                 .collect()
         };
         let mut liveness = Liveness {
-            alive: of(&|p| p.alive() || (failed && p.only_held_down())),
+            alive: of(&alive),
             dead: of(&Peer::dead),
-            retiring: of(&|p| p.retiring() && !(failed && p.only_held_down())),
+            retiring: of(&|p| p.retiring() && !alive(p)),
             kept: BTreeSet::new(),
             heard_anew: self.heard_anew,
         };

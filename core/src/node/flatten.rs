@@ -34,6 +34,15 @@ pub struct Claim<V> {
 #[error("policies with ports and with destinations that overlap come to too many cases")]
 pub struct TooFine;
 
+/// What `flat` gives for either family, IPv4 first.
+///
+/// # Errors
+/// Where it fails for one of them.
+pub(super) fn both<T: Clone>(flat: impl Fn(Family) -> Result<Vec<T>, TooFine>) -> Result<Vec<T>, TooFine> {
+    let [v4, v6] = Family::BOTH.map(flat);
+    Ok([v4?, v6?].concat())
+}
+
 /// Flattens `claims`, the first one first in order, within one family. The result is sorted, disjoint, and
 /// neighbours of one outcome are merged.
 ///

@@ -25,13 +25,8 @@ pub struct Liveness {
     /// does.
     pub kept: BTreeSet<IpAddr>,
     /// How often this node was heard again after nobody had heard it for a while: what it announced meanwhile was lost.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "super::state::is_zero")]
     pub heard_anew: u32,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-fn is_zero(count: &u32) -> bool {
-    *count == 0
 }
 
 /// How good a node is as a gateway's, best first.

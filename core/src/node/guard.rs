@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use spillway_crds::member::{API_SERVER, NODE_ADDRESSES, SERVICE_RANGES};
 
-use super::flatten::{Claim, TooFine, flatten};
+use super::flatten::{Claim, TooFine, both, flatten};
 use super::inputs::{NodeInputs, NodePlan, Pod};
-use super::interval::{Family, Interval, union};
+use super::interval::{Interval, union};
 use super::outcome::Outcome;
 use super::select::{Selection, destinations};
 
@@ -62,15 +62,11 @@ fn claimed(plan: &NodePlan) -> Vec<(Interval, Outcome<()>)> {
         ..destinations(policy).claim()
     };
     let mut claims: Vec<Claim<()>> = plan.policies.iter().map(claim).collect();
-    let flat = |claims: &[Claim<()>]| -> Result<Vec<_>, TooFine> {
-        let [v4, v6] = Family::BOTH.map(|family| flatten(claims, family));
-        Ok([v4?, v6?].concat())
-    };
-    flat(&claims).unwrap_or_else(|TooFine| {
+    both(|family| flatten(&claims, family)).unwrap_or_else(|TooFine| {
         for claim in &mut claims {
             claim.ports.clear();
         }
-        flat(&claims).unwrap_or_default()
+        both(|family| flatten(&claims, family)).unwrap_or_default()
     })
 }
 

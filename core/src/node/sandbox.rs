@@ -25,12 +25,6 @@ pub struct Sandbox {
     pub fresh: bool,
 }
 
-impl Sandbox {
-    fn is_of(&self, pod: &Pod) -> bool {
-        self.pod.is(pod)
-    }
-}
-
 /// `pods` with the addresses that `sandboxes` have, the sandbox that was made last being the last one, and with
 /// those pods that only a sandbox tells of.
 pub fn settled(pods: &[Pod], sandboxes: &[Sandbox]) -> Vec<Pod> {
@@ -48,10 +42,10 @@ pub fn settled(pods: &[Pod], sandboxes: &[Sandbox]) -> Vec<Pod> {
         for pod in pods.iter_mut().filter(|_| sandbox.fresh) {
             pod.addresses.retain(|a| !addresses.contains(a));
         }
-        let known = pods.iter_mut().find(|p| sandbox.is_of(p));
+        let known = pods.iter_mut().find(|p| sandbox.pod.is(p));
         let first = !sandboxes[..n]
             .iter()
-            .any(|s| known.as_ref().is_some_and(|p| s.is_of(p)));
+            .any(|s| known.as_ref().is_some_and(|p| s.pod.is(p)));
         match known {
             // Where its end may have been missed, the status may well be newer: then it has both.
             Some(pod) if first && (sandbox.fresh || pod.addresses.is_empty()) => pod.addresses = addresses,

@@ -9,7 +9,7 @@ use spillway_crds::hub::OnUnavailable;
 use spillway_crds::member::{PlannedGatewaySpec, PlannedPolicySpec, PlannedThrough};
 
 use super::exits::{Exit, exit, hops};
-use super::flatten::{Claim, TooFine, flatten};
+use super::flatten::{Claim, both, flatten};
 use super::flows::Verdict;
 use super::forwarded::Forwarded;
 use super::gateways::is_source_node;
@@ -178,11 +178,7 @@ pub(super) fn select(ways: &Ways) -> Selection {
 /// The class of `claims` by family. Where ports make too many cases of them, nobody can say which of them were meant to
 /// come first, so that all destinations of policies with ports are blocked.
 fn class(claims: impl Fn(Family) -> Vec<Claim<Verdict>>) -> Class {
-    let flat = |claims: &dyn Fn(Family) -> Vec<Claim<Verdict>>| -> Result<Vec<_>, TooFine> {
-        let [v4, v6] = Family::BOTH.map(|family| flatten(&claims(family), family));
-        Ok([v4?, v6?].concat())
-    };
-    if let Ok(destinations) = flat(&claims) {
+    if let Ok(destinations) = both(|family| flatten(&claims(family), family)) {
         return Class {
             destinations,
             too_fine: false,
@@ -197,7 +193,7 @@ fn class(claims: impl Fn(Family) -> Vec<Claim<Verdict>>) -> Class {
         claims
     };
     Class {
-        destinations: flat(&without_ports).unwrap_or_default(),
+        destinations: both(|family| flatten(&without_ports(family), family)).unwrap_or_default(),
         too_fine: true,
     }
 }

@@ -82,8 +82,7 @@ proptest! {
         let mut without: BTreeMap<IpAddr, Moment> = world.eips.iter().map(|a| (*a, world.now)).collect();
         let mut since_healthy = vec![Moment::ZERO; world.nodes.len()];
         for (n, fault, pause) in events {
-            let n = n % world.nodes.len();
-            world.strike(n, fault);
+            world.strike(n % world.nodes.len(), fault);
             let end = world.now + Moment::from_millis(pause);
             while world.now < end {
                 world.step();
