@@ -177,12 +177,13 @@ pub(crate) async fn publish(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use k8s_openapi::ByteString;
 
     use super::*;
 
-    fn secret(fields: &[(&str, &str)]) -> Secret {
+    /// A Secret with these fields.
+    pub(crate) fn secret(fields: &[(&str, &str)]) -> Secret {
         Secret {
             data: Some(
                 fields

@@ -371,18 +371,7 @@ mod tests {
     use spillway_link::pki::{Authorities, CertificateAuthority};
 
     use super::*;
-
-    fn secret(fields: &[(&str, &str)]) -> Secret {
-        Secret {
-            data: Some(
-                fields
-                    .iter()
-                    .map(|(k, v)| ((*k).into(), ByteString(v.as_bytes().to_vec())))
-                    .collect(),
-            ),
-            ..Secret::default()
-        }
-    }
+    use crate::authority::tests::secret;
 
     fn stored(extra: &[(&str, &str)]) -> Secret {
         let hash = Digest::of(b"token").to_string();

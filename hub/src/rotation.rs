@@ -25,7 +25,7 @@ use spillway_link::pki::{Authorities, CertificateAuthority, TrustState};
 use tokio::sync::watch;
 
 use crate::api::{Failure, within};
-use crate::authority::{CA_SECRET, HubIdentity, INFO, Phase, publish, read};
+use crate::authority::{CA_SECRET, INFO, Phase, publish, read};
 use crate::lease::Leadership;
 use crate::mirror::Mirror;
 
@@ -157,6 +157,14 @@ fn progress(phase: Phase, step: &Step) -> BTreeMap<&'static str, String> {
     told
 }
 
+/// The Secret as it was taken over.
+struct Standing {
+    secret: Secret,
+    hub_id: String,
+    phase: Phase,
+    now: TrustState,
+}
+
 /// Follows the Secret, and takes the steps while this replica leads.
 pub(crate) struct Rotation {
     pub(crate) client: Client,
@@ -176,14 +184,15 @@ impl Rotation {
             .timeout(30);
         let mut seen = std::pin::pin!(watcher(secrets, only).default_backoff().applied_objects());
         let mut members = self.members.changes();
-        let mut secret: Option<Secret> = None;
+        let mut unread: Option<Secret> = None;
+        let mut standing: Option<Standing> = None;
         let mut told: Option<BTreeMap<&'static str, String>> = None;
         let (mut again, mut leads) = (false, false);
         let mut gained = self.leadership.clone();
         loop {
             tokio::select! {
                 object = seen.next() => match object {
-                    Some(Ok(object)) => secret = Some(object),
+                    Some(Ok(object)) => unread = Some(object),
                     Some(Err(error)) => {
                         tracing::debug!(%error, "the watch of the CA's Secret begins anew");
                         continue;
@@ -195,8 +204,18 @@ impl Rotation {
                 () = tokio::time::sleep(RETRY), if again => {}
             }
             leads = self.leadership.remaining().is_some();
-            let Some(current) = &secret else { continue };
-            again = match self.act(current, &mut told).await {
+            let acted = async {
+                // Members change all the time, keys and certificates hardly ever.
+                if let Some(secret) = &unread {
+                    standing = Some(self.take_over(secret).await?);
+                    unread = None;
+                }
+                match &standing {
+                    Some(standing) => self.act(standing, &mut told).await,
+                    None => Ok(()),
+                }
+            };
+            again = match acted.await {
                 Ok(()) => false,
                 Err(error) => {
                     tracing::warn!(
@@ -211,14 +230,15 @@ impl Rotation {
 
     async fn act(
         &self,
-        secret: &Secret,
+        standing: &Standing,
         told: &mut Option<BTreeMap<&'static str, String>>,
     ) -> anyhow::Result<()> {
-        let identity =
-            read(secret).with_context(|| format!("Secret {}/{CA_SECRET}; restore it", self.namespace))?;
-        let (phase, hub_id) = (identity.phase, identity.hub_id.clone());
-        let now = identity.authorities.state().clone();
-        self.take_over(identity).await?;
+        let Standing {
+            secret,
+            hub_id,
+            phase,
+            now,
+        } = standing;
         if self.leadership.remaining().is_none() {
             *told = None;
             return Ok(());
@@ -228,13 +248,13 @@ impl Rotation {
         let without = names(annotations.get(WITHOUT));
         let members = self.members.objects();
         let step = decide(
-            phase,
+            *phase,
             asked.is_some(),
             &without,
-            &now,
+            now,
             members.values().map(AsRef::as_ref),
         );
-        let progress = progress(phase, &step);
+        let progress = progress(*phase, &step);
         if told.as_ref() != Some(&progress) {
             self.tell(&progress).await?;
             *told = Some(progress);
@@ -243,7 +263,7 @@ impl Rotation {
             return Ok(());
         }
         // Exactly the version that was looked at; whoever was faster is seen by the watch.
-        let next = stepped(secret.clone(), &step, &hub_id)?;
+        let next = stepped(secret.clone(), &step, hub_id)?;
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let (limit, params) = (self.leadership.limit()?, PostParams::default());
         match within(limit, api.replace(CA_SECRET, &params, &next)).await {
@@ -255,14 +275,21 @@ impl Rotation {
     }
 
     /// Signs and verifies by what the Secret says from now on.
-    async fn take_over(&self, identity: HubIdentity) -> Result<(), Failure> {
-        if self.authorities.borrow().state() == identity.authorities.state() {
-            return Ok(());
+    async fn take_over(&self, secret: &Secret) -> anyhow::Result<Standing> {
+        let identity =
+            read(secret).with_context(|| format!("Secret {}/{CA_SECRET}; restore it", self.namespace))?;
+        let standing = Standing {
+            secret: secret.clone(),
+            hub_id: identity.hub_id.clone(),
+            phase: identity.phase,
+            now: identity.authorities.state().clone(),
+        };
+        if *self.authorities.borrow().state() != standing.now {
+            tracing::info!(phase = ?identity.phase, authorities = ?identity.authorities, "the hub's CAs have changed");
+            publish(&self.client, &self.namespace, &identity, &self.endpoints).await?;
+            self.authorities.send_replace(Arc::new(identity.authorities));
         }
-        tracing::info!(phase = ?identity.phase, authorities = ?identity.authorities, "the hub's CAs have changed");
-        publish(&self.client, &self.namespace, &identity, &self.endpoints).await?;
-        self.authorities.send_replace(Arc::new(identity.authorities));
-        Ok(())
+        Ok(standing)
     }
 
     async fn tell(&self, progress: &BTreeMap<&'static str, String>) -> Result<(), Failure> {
@@ -288,23 +315,15 @@ mod tests {
     use spillway_crds::hub::MemberSpec;
 
     use super::*;
+    use crate::authority;
 
     fn secret(ca: &CertificateAuthority) -> Secret {
-        let fields = [
+        authority::tests::secret(&[
             ("hub_id", "h"),
             ("epoch", "1"),
             ("ca.crt", ca.certificate_pem()),
             ("ca.key", ca.key_pem().expose()),
-        ];
-        Secret {
-            data: Some(
-                fields
-                    .iter()
-                    .map(|(k, v)| ((*k).into(), ByteString(v.as_bytes().to_vec())))
-                    .collect(),
-            ),
-            ..Secret::default()
-        }
+        ])
     }
 
     fn member(name: &str, holding: Option<&TrustState>) -> Member {
