@@ -18,6 +18,7 @@ use spillway_crds::address::AddressPair;
 use spillway_crds::hub::{DestinationPort, Protocol};
 use spillway_crds::member::{PlannedPolicySpec, PlannedThrough};
 use spillway_dataplane::{Kernel, LinuxKernel};
+use support::lab::plug_pod;
 use support::traffic::{connect_to, exchange, service_at, socket};
 use support::{Namespace, eventually, privileged};
 
@@ -83,16 +84,9 @@ impl Lab {
              chain in { type filter hook input priority 0; icmp type echo-request add @v4 { ip saddr }; \
              icmpv6 type echo-request add @v6 { ip6 saddr }; }; }'",
         );
-        source.connect("pod0", pod, "eth0");
-        pod.address("eth0", &["10.244.0.5/32", "fd00:244::5/128"]);
-        pod.run(
-            "ip route add 10.244.0.1 dev eth0; ip route add default via 10.244.0.1; \
-             ip -6 route add fd00:244::1 dev eth0; ip -6 route add default via fd00:244::1",
-        );
-        source.address("pod0", &["10.244.0.1/32", "fd00:244::1/128"]);
+        plug_pod(source, "pod0", pod, ["10.244.0.5", "fd00:244::5"]);
         source.run(
-            "ip route add 10.244.0.5 dev pod0; ip -6 route add fd00:244::5 dev pod0; \
-             nft 'table inet cni { chain post { type nat hook postrouting priority 100; \
+            "nft 'table inet cni { chain post { type nat hook postrouting priority 100; \
              ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; \
              ip6 saddr fd00:244::/48 ip6 daddr != fd00:244::/48 masquerade; }; }'",
         );

@@ -17,6 +17,7 @@ use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
 use spillway_dataplane::{Choice, Implementation, Kernel, LinuxKernel, PrivateKey};
+use support::lab::{plug_outside, plug_pod, record_sources};
 use support::traffic::{connect, exchange, service, silence, socket, strangers, tcp, udp, wait};
 use support::{Namespace, eventually, needs_egress_hook, privileged, wireguard};
 
@@ -73,25 +74,10 @@ impl Lab {
         intruder.connect("eth0", wire, "port3");
         intruder.address("eth0", &["10.0.0.66/24", "fd00:10::66/64"]);
         wire.run("for n in 1 2 3; do ip link set port$n master br0; done");
-        gateway.connect("eth1", outside, "eth0");
-        gateway.address("eth1", &["203.0.113.2/24", "2001:db8:1::2/64"]);
-        outside.address("eth0", &["203.0.113.254/24", "2001:db8:1::254/64"]);
-        outside.address("lo", &["198.51.100.7/32", "2001:db8:99::7/128"]);
-        gateway.run("ip route add default via 203.0.113.254; ip -6 route add default via 2001:db8:1::254");
+        plug_outside(gateway, outside);
         source.run("ip route add default via 10.0.0.2; ip -6 route add default via fd00:10::2");
-        outside.run(
-            "nft 'table inet seen { set v4 { type ipv4_addr; flags dynamic; }; set v6 { type ipv6_addr; flags dynamic; }; \
-             chain in { type filter hook input priority 0; meta l4proto { tcp, udp } add @v4 { ip saddr }; \
-             meta l4proto { tcp, udp } add @v6 { ip6 saddr }; }; }'",
-        );
-        source.connect("pod0", pod, "eth0");
-        pod.address("eth0", &["10.244.0.5/32", "fd00:244::5/128"]);
-        pod.run(
-            "ip route add 10.244.0.1 dev eth0; ip route add default via 10.244.0.1; \
-             ip -6 route add fd00:244::1 dev eth0; ip -6 route add default via fd00:244::1",
-        );
-        source.address("pod0", &["10.244.0.1/32", "fd00:244::1/128"]);
-        source.run("ip route add 10.244.0.5 dev pod0; ip -6 route add fd00:244::5 dev pod0");
+        record_sources(outside);
+        plug_pod(source, "pod0", pod, ["10.244.0.5", "fd00:244::5"]);
         lab
     }
 

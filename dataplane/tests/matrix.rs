@@ -21,6 +21,7 @@ use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
 use spillway_crds::address::{AddressPair, PrefixPair};
 use spillway_dataplane::{Choice, Implementation, Kernel, LinuxKernel, PrivateKey};
+use support::lab::record_sources;
 use support::traffic::{connect, strangers, tcp, udp};
 use support::{Namespace, eventually, privileged};
 
@@ -186,11 +187,7 @@ impl Lab {
         lab.routes(source, &["10.244.0.5 dev pod0", "fd00:244::5 dev pod0"]);
         lab.routes(pod, &["10.244.0.1 dev eth0", "fd00:244::1 dev eth0"]);
         lab.routes(pod, &["default via 10.244.0.1", "default via fd00:244::1"]);
-        outside.run(
-            "nft 'table inet seen { set v4 { type ipv4_addr; flags dynamic; }; set v6 { type ipv6_addr; flags dynamic; }; \
-             chain in { type filter hook input priority 0; meta l4proto { tcp, udp } add @v4 { ip saddr }; \
-             meta l4proto { tcp, udp } add @v6 { ip6 saddr }; }; }'",
-        );
+        record_sources(outside);
         gateway.run(&format!(
             "nft 'table inet wire {{ counter tunnel {{ }}; counter wireguard {{ }}; \
              chain in {{ type filter hook prerouting priority -450; iifname eth0 udp dport {TUNNEL} counter name tunnel; \

@@ -19,6 +19,7 @@ use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
 use spillway_dataplane::{Kernel, LinuxKernel, PrivateKey};
 use support::capture::{Capture, holds};
+use support::lab::{plug_outside, plug_pod, record_sources};
 use support::traffic::{connect, service, socket, strangers, tcp, udp};
 use support::{Namespace, eventually, privileged};
 
@@ -69,25 +70,10 @@ impl Lab {
             wire.run(&format!("ip link set port{n} master br0"));
         }
         wire.run("bridge link set dev port1 isolated on; bridge link set dev port2 isolated on");
-        gateway.connect("eth1", outside, "eth0");
-        gateway.address("eth1", &["203.0.113.2/24", "2001:db8:1::2/64"]);
-        outside.address("eth0", &["203.0.113.254/24", "2001:db8:1::254/64"]);
-        outside.address("lo", &["198.51.100.7/32", "2001:db8:99::7/128"]);
-        gateway.run("ip route add default via 203.0.113.254; ip -6 route add default via 2001:db8:1::254");
+        plug_outside(gateway, outside);
         source.run("ip route add default via 10.0.0.3; ip -6 route add default via fd00:10::3");
-        outside.run(
-            "nft 'table inet seen { set v4 { type ipv4_addr; flags dynamic; }; set v6 { type ipv6_addr; flags dynamic; }; \
-             chain in { type filter hook input priority 0; meta l4proto { tcp, udp } add @v4 { ip saddr }; \
-             meta l4proto { tcp, udp } add @v6 { ip6 saddr }; }; }'",
-        );
-        source.connect("pod0", pod, "eth0");
-        pod.address("eth0", &["10.244.0.5/32", "fd00:244::5/128"]);
-        pod.run(
-            "ip route add 10.244.0.1 dev eth0; ip route add default via 10.244.0.1; \
-             ip -6 route add fd00:244::1 dev eth0; ip -6 route add default via fd00:244::1",
-        );
-        source.address("pod0", &["10.244.0.1/32", "fd00:244::1/128"]);
-        source.run("ip route add 10.244.0.5 dev pod0; ip -6 route add fd00:244::5 dev pod0");
+        record_sources(outside);
+        plug_pod(source, "pod0", pod, ["10.244.0.5", "fd00:244::5"]);
         lab
     }
 

@@ -17,6 +17,7 @@ use spillway_core::node::inputs::NodeInputs;
 use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
 use spillway_dataplane::{Kernel, LinuxKernel};
+use support::lab::plug_pod;
 use support::traffic::{silence, wait};
 use support::{Namespace, eventually, privileged};
 
@@ -101,16 +102,7 @@ impl Lab {
             (pod, "pod0", "10.244.0.5", "fd00:244::5"),
             (web, "web0", "10.244.0.7", "fd00:244::7"),
         ] {
-            source.connect(device, client, "eth0");
-            client.address("eth0", &[&format!("{v4}/32"), &format!("{v6}/128")]);
-            client.run(
-                "ip route add 10.244.0.1 dev eth0; ip route add default via 10.244.0.1; \
-                 ip -6 route add fd00:244::1 dev eth0; ip -6 route add default via fd00:244::1",
-            );
-            source.address(device, &["10.244.0.1/32", "fd00:244::1/128"]);
-            source.run(&format!(
-                "ip route add {v4} dev {device}; ip -6 route add {v6} dev {device}"
-            ));
+            plug_pod(source, device, client, [v4, v6]);
         }
         // What a CNI does for traffic that leaves the cluster.
         source.run(

@@ -21,6 +21,7 @@ use spillway_core::node::state::DesiredState;
 use spillway_core::node::{compile, fixtures};
 use spillway_crds::member::{GatewayNodeState, PlannedThrough};
 use spillway_dataplane::{Kernel, LinuxKernel};
+use support::lab::plug_pod;
 use support::traffic::{connect, exchange, service, socket, strangers, tcp, udp};
 use support::{Namespace, eventually, needs_egress_hook, privileged};
 
@@ -106,16 +107,9 @@ impl Lab {
         );
         // Two clusters with the same pod addresses.
         for (node, client, cni) in [(source, &lab.pod, "a"), (first, &lab.twin, "b")] {
-            node.connect("pod0", client, "eth0");
-            client.address("eth0", &["10.244.0.5/32", "fd00:244::5/128"]);
-            client.run(
-                "ip route add 10.244.0.1 dev eth0; ip route add default via 10.244.0.1; \
-                 ip -6 route add fd00:244::1 dev eth0; ip -6 route add default via fd00:244::1",
-            );
-            node.address("pod0", &["10.244.0.1/32", "fd00:244::1/128"]);
+            plug_pod(node, "pod0", client, ["10.244.0.5", "fd00:244::5"]);
             node.run(&format!(
-                "ip route add 10.244.0.5 dev pod0; ip -6 route add fd00:244::5 dev pod0; \
-                 nft 'table inet cni_{cni} {{ chain post {{ type nat hook postrouting priority 100; \
+                "nft 'table inet cni_{cni} {{ chain post {{ type nat hook postrouting priority 100; \
                  ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; \
                  ip6 saddr fd00:244::/48 ip6 daddr != fd00:244::/48 masquerade; }}; }}'",
             ));

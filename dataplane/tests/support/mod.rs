@@ -3,6 +3,7 @@
 
 pub mod capture;
 pub mod fixture;
+pub mod lab;
 pub mod monitor;
 pub mod traffic;
 
