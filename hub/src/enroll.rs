@@ -1,7 +1,7 @@
 //! Enrolment: a token is checked, used up, and becomes a Member with a certificate's serial number.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -13,6 +13,7 @@ use spillway_core::plan::Digest;
 use spillway_crds::hub::{Member, MemberSpec, MemberStatus};
 use spillway_link::hub::{EnrollRefusal, EnrollRequest, Renewal, SessionInfo};
 use spillway_link::pki::{Serial, Token, TrustState};
+use tokio::time::Instant;
 
 use crate::api::{CALL_LIMIT, ENROLMENT, Failure, Guard, apply_status, within};
 
@@ -24,6 +25,8 @@ const TOKEN_PREFIX: &str = "spillway-token-";
 const MOST_SERIALS: usize = 16;
 /// Certificates are valid from a little before they were made.
 const BACKDATE: SignedDuration = SignedDuration::from_mins(5);
+/// Longest wait before a renewal that met another write of the same object begins anew.
+const CROSSED: Duration = Duration::from_millis(50);
 /// How often an enrolment that met another write of the same objects begins anew.
 const ATTEMPTS: usize = 3;
 
@@ -303,8 +306,8 @@ impl Registrar {
         certificates: &Certificates,
     ) -> Result<Option<Member>, Failure> {
         let name = session.member.as_str();
-        let mut last = None;
-        for _ in 0..ATTEMPTS {
+        let until = Instant::now() + CALL_LIMIT;
+        loop {
             let member = within(CALL_LIMIT, self.members.get_opt(name)).await?;
             let good = |m: &Member| is_good(m, &session.serial) || self.is_newer(m, session);
             let Some(member) = member.filter(good) else {
@@ -322,12 +325,13 @@ impl Registrar {
             .await
             {
                 Ok(written) => return Ok(Some(written)),
-                // Reports change the version all the time.
-                Err(error) if error.is_conflict() => last = Some(error),
+                // Reports change the version all the time, many times a second while plans move.
+                Err(error) if error.is_conflict() && Instant::now() < until => {
+                    tokio::time::sleep(CROSSED.mul_f64(rand::random())).await;
+                }
                 Err(error) => return Err(error),
             }
         }
-        last.map_or(Ok(None), Err)
     }
 }
 
