@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::{Namespace, eventually, patient};
 
-/// Longest wait for what comes.
+/// Longest wait for what comes; WireGuard repeats a handshake that got lost after five seconds.
 pub fn wait() -> Duration {
-    patient(Duration::from_secs(2))
+    patient(Duration::from_secs(20))
 }
 
 /// A packet that is dropped never comes; one that isn't comes within milliseconds.
