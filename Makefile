@@ -36,7 +36,7 @@ check: tools toolbox ## Format, clippy, dependency rules, generated files
 
 .PHONY: unit
 unit: toolbox ## Unit and property tests; those of the data path run against this machine's kernel, in own namespaces
-	$(AS_ROOT) cargo test --workspace
+	$(AS_ROOT) cargo test --workspace --no-fail-fast
 
 .PHONY: docs
 docs: ## Build the API documentation; a broken link is an error
