@@ -80,8 +80,9 @@ impl Federation {
     pub async fn up_as(shape: Shape, name: &str) -> Result<Self> {
         let provider = Provider::from_environment()?;
         let arena = if let Ok(kept) = std::env::var("SPILLWAY_ARENA") {
-            Arena::attach_or_up(&shape.spec(&shape.kept_name(&kept, provider), provider)).await?
+            Arena::attach_or_up(&shape.spec(&shape.arena_name(&kept, provider), provider)).await?
         } else {
+            let name = shape.arena_name(name, provider);
             let name = format!("{name}-{}", std::process::id() % 10_000);
             Arena::up(&shape.spec(&name, provider)).await?
         };

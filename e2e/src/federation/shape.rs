@@ -177,8 +177,8 @@ impl Shape {
         }
     }
 
-    /// Tells arenas that stay apart, where several shapes are worked on.
-    pub(super) fn kept_name(self, name: &str, provider: Provider) -> String {
+    /// Tells arenas apart that are up at once, or stay.
+    pub(super) fn arena_name(self, name: &str, provider: Provider) -> String {
         let make = match provider {
             Provider::Namespaces => "",
             Provider::Kind | Provider::KindUpstream => "-kind",

@@ -17,11 +17,13 @@
 //!
 //! The scenarios of groups `federation`, `lifecycle`, `no-leak` and `parity` share one, those of `failover` and `network-policy` another: it comes
 //! up with the first that runs and goes down after the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
+//! What is told to different federations runs side by side where the machine has the memory ([`lane`]); `--test-threads 1` says no.
 
 mod api;
 mod arena;
 mod failover;
 mod federation;
+mod lane;
 mod lifecycle;
 mod network_policy;
 mod no_leak;
@@ -35,7 +37,8 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 use spillway_e2e::Provider;
 
-use shared::{Scenario, Stage};
+use lane::Lanes;
+use shared::Scenario;
 
 /// An argument that has the table of scenarios and providers printed, and nothing run.
 const TABLE: &str = "--table";
@@ -53,45 +56,40 @@ fn main() -> ExitCode {
         }
     };
     let mut arguments = Arguments::from_args();
-    // The scenarios break and repair one shared federation: one after the other.
-    arguments.test_threads = Some(1);
-    let stage = Stage::leaked();
     let scenarios = all();
     arguments.filter = arguments.filter.map(|f| whole_group(&scenarios, f));
-    let wanted = scenarios.iter().filter(|s| selected(&arguments, &s.name)).count();
-    if wanted == 0 {
+    let names: Vec<String> = scenarios.iter().map(|s| s.name.clone()).collect();
+    let wanted: Vec<Scenario> = scenarios
+        .into_iter()
+        .filter(|s| selected(&arguments, &s.name))
+        .collect();
+    if wanted.is_empty() {
         eprintln!("no scenario matches; there are:");
-        for scenario in &scenarios {
-            eprintln!("  {}", scenario.name);
+        for name in names {
+            eprintln!("  {name}");
         }
         return ExitCode::from(2);
     }
-    let trials = scenarios
-        .into_iter()
-        .map(|scenario| {
-            // Listed, with the reason, and not run.
-            if let Some(reason) = scenario.lacking(provider) {
-                return Trial::test(scenario.name, || Ok(()))
-                    .with_kind(format!("not applicable with {provider}: {reason}"))
-                    .with_ignored_flag(true);
-            }
-            Trial::test(scenario.name.clone(), move || {
-                stage
-                    .run(&scenario)
-                    .map_err(|err| Failed::from(format!("{err:?}")))
-            })
+    let (possible, impossible): (Vec<_>, Vec<_>) =
+        wanted.into_iter().partition(|s| s.lacking(provider).is_none());
+    let turns = Lanes::leaked(provider, arguments.test_threads).turns(&possible);
+    // Each waits for its turn in a thread of its own.
+    arguments.test_threads = Some(possible.len().max(1));
+    let runs = possible.into_iter().zip(turns).map(|(scenario, turn)| {
+        Trial::test(scenario.name.clone(), move || {
+            turn.run(&scenario)
+                .map_err(|err| Failed::from(format!("{err:?}")))
         })
-        .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    let down = stage.down();
-    if let Err(err) = &down {
-        eprintln!("taking the arena down: {err:?}");
-    }
-    if conclusion.has_failed() || down.is_err() {
-        ExitCode::from(101)
-    } else {
-        ExitCode::SUCCESS
-    }
+    });
+    // Listed, with the reason, and not run.
+    let ignored = impossible.into_iter().map(|scenario| {
+        let reason = scenario.lacking(provider).unwrap_or_default();
+        Trial::test(scenario.name, || Ok(()))
+            .with_kind(format!("not applicable with {provider}: {reason}"))
+            .with_ignored_flag(true)
+    });
+    let trials = ignored.chain(runs).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// All scenarios, in the order in which they run.

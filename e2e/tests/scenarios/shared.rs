@@ -1,15 +1,11 @@
-//! The stage that all scenarios share.
+//! What a scenario is.
 
-use std::sync::Mutex;
-use std::time::Instant;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures::future::BoxFuture;
 use spillway_e2e::federation::{Federation, Shape};
 use spillway_e2e::{Need, Provider};
-use tokio::runtime::Runtime;
 
-/// A story, and the stage it needs.
+/// A story, and what it needs.
 pub(crate) struct Scenario {
     /// `group::name`.
     pub(crate) name: String,
@@ -31,6 +27,14 @@ impl Scenario {
     /// Why the provider can't do what it needs; `None` where it can.
     pub(crate) fn lacking(&self, provider: Provider) -> Option<&'static str> {
         self.needs.iter().find_map(|need| provider.lacks(*need))
+    }
+
+    /// Number of the lane that it runs in: what is told to the standard federation takes about as long as all the rest.
+    pub(crate) fn lane(&self) -> usize {
+        match self.story {
+            Story::Federation(Shape::Standard, _) => 0,
+            Story::Federation(..) | Story::Alone(_) => 1,
+        }
     }
 
     /// The same, needing this as well.
@@ -65,74 +69,3 @@ macro_rules! scenario {
     };
 }
 pub(crate) use scenario;
-
-/// The federation and the runtime it lives on.
-pub(crate) struct Stage {
-    runtime: Runtime,
-    federation: Mutex<Option<Federation>>,
-}
-
-impl Stage {
-    /// A stage for the life of the process.
-    pub(crate) fn leaked() -> &'static Self {
-        let runtime = Runtime::new().expect("a tokio runtime");
-        Box::leak(Box::new(Self {
-            runtime,
-            federation: Mutex::new(None),
-        }))
-    }
-
-    /// Runs a scenario. Where it is told to the federation, that comes up first if it isn't, and on failure
-    /// what the clusters and nodes looked like is written down.
-    pub(crate) fn run(&self, scenario: &Scenario) -> Result<()> {
-        match scenario.story {
-            Story::Federation(shape, story) => self.with_federation(&scenario.name, shape, story),
-            Story::Alone(story) => self.runtime.block_on(timed(&scenario.name, story())),
-        }
-    }
-
-    fn with_federation(
-        &self,
-        name: &str,
-        shape: Shape,
-        story: for<'a> fn(&'a Federation) -> BoxFuture<'a, Result<()>>,
-    ) -> Result<()> {
-        let mut guard = self.federation.lock().expect("scenarios run one after the other");
-        self.runtime.block_on(async {
-            // One at a time: two would want twice the memory.
-            if let Some(other) = guard.take_if(|federation| federation.shape() != shape) {
-                other.down().await.context("taking the last federation down")?;
-            }
-            if guard.is_none() {
-                *guard = Some(
-                    Federation::up_as(shape, "e2e")
-                        .await
-                        .context("bringing the federation up")?,
-                );
-            }
-            let federation = guard.as_ref().expect("just made");
-            let outcome = timed(name, story(federation)).await;
-            if outcome.is_err() {
-                federation.diagnose(name).await;
-            }
-            outcome
-        })
-    }
-
-    /// Takes the federation down, and everything it stood on.
-    pub(crate) fn down(&self) -> Result<()> {
-        let federation = self.federation.lock().expect("no scenario runs any more").take();
-        match federation {
-            Some(federation) => self.runtime.block_on(federation.down()),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Runs a story and says how long it took.
-async fn timed(name: &str, story: impl Future<Output = Result<()>>) -> Result<()> {
-    let begin = Instant::now();
-    let outcome = story.await;
-    eprintln!("    {name} took {:.1} s", begin.elapsed().as_secs_f64());
-    outcome
-}
