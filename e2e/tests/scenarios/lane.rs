@@ -43,9 +43,14 @@ struct State {
 
 impl Lanes {
     /// Two where this machine can bear two federations at once, and the caller doesn't want one thread.
+    ///
+    /// Faults and their repair are watched by the millisecond: where processors are short, two lanes are no faster than
+    /// one, and connections meet waits that no gateway is to blame for.
     pub(crate) fn leaked(provider: Provider, threads: Option<usize>) -> &'static Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let enough = processors >= 4 && memory() >= 2 * OF_A_FEDERATION;
         // kind's clusters want several times the disk, and a Docker of their own each.
-        let two = !provider.is_kind() && threads.is_none_or(|n| n > 1) && memory() >= 2 * OF_A_FEDERATION;
+        let two = enough && !provider.is_kind() && threads.is_none_or(|n| n > 1);
         let lanes = (0..if two { 2 } else { 1 }).map(|_| Lane::new()).collect();
         Box::leak(Box::new(Self(lanes)))
     }

@@ -17,7 +17,7 @@
 //!
 //! The scenarios of groups `federation`, `lifecycle`, `no-leak` and `parity` share one, those of `failover` and `network-policy` another: it comes
 //! up with the first that runs and goes down after the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
-//! What is told to different federations runs side by side where the machine has the memory ([`lane`]); `--test-threads 1` says no.
+//! What is told to different federations runs side by side where the machine has four processors and the memory ([`lane`]); `--test-threads 1` says no.
 
 mod api;
 mod arena;
