@@ -88,6 +88,18 @@ pub struct WireGuardDevice {
     pub peers: BTreeMap<PublicKey, WireGuardPeer>,
 }
 
+impl WireGuardDevice {
+    /// Keys of the peers that are called through another peer, a relay.
+    pub fn relayed(&self) -> BTreeSet<PublicKey> {
+        let addresses: BTreeSet<IpAddr> = self.peers.values().filter_map(|p| p.address).collect();
+        let relayed = self
+            .peers
+            .iter()
+            .filter(|(_, p)| addresses.contains(&p.endpoint.ip()));
+        relayed.map(|(key, _)| *key).collect()
+    }
+}
+
 /// One peer of a WireGuard device.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct WireGuardPeer {

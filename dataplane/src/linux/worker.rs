@@ -267,12 +267,16 @@ impl Worker {
                 done.extend(change(&mut self.netfilter, &self.steering, steering, wanted).await?);
             }
             // Failing here isn't wrong: another device has other routes, and comparing finds them.
+            let mut later = None;
             if let (Some(_), Some(device)) = (&held.wireguard, &desired.wireguard)
                 && held.wireguard != desired.wireguard
             {
-                self.encrypt(device, &mut done, &mut failures).await;
+                later = self.encrypt_first(device, &mut done, &mut failures).await;
             }
             self.write_directly(held, desired, &mut done, &mut failures)?;
+            if let Some(device) = later {
+                self.encrypt(device, &mut done, &mut failures).await;
+            }
         } else {
             self.apply_objects(desired, &mut done, &mut failures).await;
         }
@@ -353,9 +357,10 @@ impl Worker {
         if let Some(steering) = &desired.steering {
             self.steer(Some(steering), done, failures).await;
         }
+        let mut later = None;
         if let Some(wanted) = &desired.wireguard {
             self.links.clone_from(&links);
-            self.encrypt(wanted, done, failures).await;
+            later = self.encrypt_first(wanted, done, failures).await;
             match link::observe(&mut self.route) {
                 Ok(fresh) => links = fresh,
                 Err(error) => failures.push(error),
@@ -401,7 +406,35 @@ impl Worker {
         step::run(unwanted, &mut self.route, done, failures);
         step::run(device.remove, &mut self.route, done, failures);
         self.links = links;
-        failures.len() == failed_before
+        let bare = failures.len() == failed_before;
+        if let Some(wanted) = later {
+            self.encrypt(wanted, done, failures).await;
+        }
+        bare
+    }
+
+    /// Brings WireGuard to `wanted`, but for new peers behind a relay. Answers what is left for when the routes to relays
+    /// stand: a peer is called as soon as it is there, and a handshake that leaves for nowhere is repeated only after five
+    /// seconds (`REKEY_TIMEOUT`).
+    async fn encrypt_first<'a>(
+        &mut self,
+        wanted: &'a WireGuardDevice,
+        done: &mut Changes,
+        failures: &mut Vec<Error>,
+    ) -> Option<&'a WireGuardDevice> {
+        let mut early = wanted.clone();
+        let relayed = wanted.relayed();
+        if !relayed.is_empty()
+            && let Some(encryptor) = &mut self.wireguard
+        {
+            // Whoever can't be asked has none.
+            let known = encryptor.encryption().await.unwrap_or_default().peers;
+            early
+                .peers
+                .retain(|key, _| known.contains_key(key) || !relayed.contains(key));
+        }
+        self.encrypt(&early, done, failures).await;
+        (early != *wanted).then_some(wanted)
     }
 
     /// Brings WireGuard to `wanted`.
