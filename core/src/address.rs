@@ -386,7 +386,7 @@ mod tests {
         Pool::parse(&AddressPool {
             ipv4: v4.iter().map(|s| (*s).into()).collect(),
             ipv6: v6.iter().map(|s| (*s).into()).collect(),
-            default: None,
+            ..AddressPool::default()
         })
     }
 

@@ -3,7 +3,7 @@
 //! What can't be said in our words isn't guessed: the object comes out with a note, or where it would then let packets
 //! leave with another address than before, it doesn't come out at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::de::DeserializeOwned;
@@ -58,11 +58,20 @@ pub fn convert(objects: &[Value], options: &Options) -> Vec<Migrated> {
     };
     let gateways = of("EgressGateway");
     let surroundings = Surroundings::new(objects, gateways.values().copied());
-    let mut out: Vec<Migrated> = gateways
-        .into_iter()
-        .map(|((_, name), o)| finish("EgressGateway", &name, |notes| gateway(o, &name, options, notes)))
-        .collect();
-    for ((namespace, name), o) in of("EgressPolicy") {
+    let (policies, cluster_wide) = (of("EgressPolicy"), of("EgressClusterPolicy"));
+    let lenders = surroundings.lenders(&policies, &cluster_wide);
+    let mut out: Vec<Migrated> = Vec::new();
+    for ((_, name), o) in gateways {
+        out.push(finish("EgressGateway", &name, |notes| {
+            gateway(o, &name, options, notes)
+        }));
+        if lenders.contains(&name) {
+            out.push(finish("EgressGateway", &name, |notes| {
+                lender(o, &name, options, notes)
+            }));
+        }
+    }
+    for ((namespace, name), o) in policies {
         // Exported without its namespace, an object is one of the default namespace.
         let namespace = if namespace.is_empty() {
             "default".into()
@@ -74,7 +83,7 @@ pub fn convert(objects: &[Value], options: &Options) -> Vec<Migrated> {
             policy(o, Some(&namespace), &surroundings, options, notes)
         }));
     }
-    for ((_, name), o) in of("EgressClusterPolicy") {
+    for ((_, name), o) in cluster_wide {
         out.push(finish("EgressClusterPolicy", &name, |notes| {
             policy(o, None, &surroundings, options, notes)
         }));
@@ -115,6 +124,8 @@ fn read<T: DeserializeOwned + Default>(object: &Value, part: &str) -> Result<T, 
 struct Surroundings {
     /// Default egress IPs by gateway.
     gateways: BTreeMap<String, theirs::Eip>,
+    /// Gateways that have a pool.
+    pooled: BTreeSet<String>,
     /// Gateways that are the cluster's default.
     defaults: Vec<String>,
     /// Default gateway by namespace.
@@ -130,6 +141,13 @@ impl Surroundings {
             if spec.cluster_default {
                 all.defaults.push(name.clone());
             }
+            let mut pools = [&spec.ippools.ipv4, &spec.ippools.ipv6]
+                .into_iter()
+                .flatten()
+                .flatten();
+            if pools.any(|e| !e.trim().is_empty()) {
+                all.pooled.insert(name.clone());
+            }
             let eip = theirs::Eip {
                 ipv4: spec.ippools.default4,
                 ipv6: spec.ippools.default6,
@@ -142,6 +160,22 @@ impl Surroundings {
             }
         }
         all
+    }
+
+    /// Gateways with a pool, with whose nodes' own addresses some policy leaves nevertheless.
+    fn lenders(
+        &self,
+        policies: &BTreeMap<(String, String), &Value>,
+        cluster_wide: &BTreeMap<(String, String), &Value>,
+    ) -> BTreeSet<String> {
+        let namespaced = policies.iter().map(|((ns, _), o)| (Some(ns.as_str()), *o));
+        let all = namespaced.chain(cluster_wide.values().map(|o| (None, *o)));
+        all.filter_map(|(namespace, object)| {
+            let spec: PolicySpec = read(object, "spec").ok()?;
+            let (gateway, _) = self.gateway(&spec.egress_gateway_name, namespace).ok()?;
+            (spec.egress_ip.use_node_ip && self.pooled.contains(&gateway)).then_some(gateway)
+        })
+        .collect()
     }
 
     /// The gateway of a policy, and how it was found where the policy doesn't name it.
@@ -165,6 +199,24 @@ impl Surroundings {
             )),
         }
     }
+}
+
+/// Name of the gateway that stands for a gateway's nodes without its pool.
+fn lender_name(gateway: &str) -> String {
+    format!("{gateway}-node-ip")
+}
+
+/// A second gateway of the same nodes, for policies that leave with the nodes' own addresses.
+fn lender(object: &Value, name: &str, options: &Options, notes: &mut Vec<String>) -> Result<Value, Refusal> {
+    let mut copy = gateway(object, name, options, &mut Vec::new())?;
+    let name = lender_name(name);
+    fits("metadata.name, with -node-ip behind it,", &name)?;
+    notes.push(format!(
+        "for policies with useNodeIP there is a gateway of its own, {name}: here a gateway has a pool or its nodes' addresses"
+    ));
+    copy["metadata"]["name"] = name.into();
+    copy["spec"]["addresses"] = json!({"nodeIP": true});
+    Ok(copy)
 }
 
 fn gateway(object: &Value, name: &str, options: &Options, notes: &mut Vec<String>) -> Result<Value, Refusal> {
@@ -201,10 +253,7 @@ fn gateway(object: &Value, name: &str, options: &Options, notes: &mut Vec<String
         addresses.insert("default".into(), Value::Object(default));
     }
     if !addresses.contains_key("ipv4") && !addresses.contains_key("ipv6") {
-        return Err(
-            "it has no egress IPs, and gateways that leave with their nodes' addresses don't exist here"
-                .into(),
-        );
+        addresses = Map::from_iter([("nodeIP".to_owned(), true.into())]);
     }
     let Some(selector) = spec.node_selector.selector else {
         return Err("nodeSelector.selector is missing: which nodes is it?".into());
@@ -278,14 +327,22 @@ fn policy(
             spec.priority
         ));
     }
-    let egress_ip = egress_ip(&spec, &status, surroundings.gateways.get(&gateway), notes)?;
+    let known = surroundings.gateways.get(&gateway);
+    let pooled = surroundings.pooled.contains(&gateway);
+    let lent = known.is_some() && (spec.egress_ip.use_node_ip || !pooled);
     let mut through = json!({"gateway": gateway});
-    if egress_ip.is_empty() {
-        if spec.egress_ip.allocator == "rr" {
+    if lent {
+        if pooled {
+            through["gateway"] = lender_name(&gateway).into();
+        }
+        notes.push("it leaves with the address of the gateway's node that carries it".into());
+    } else {
+        let egress_ip = egress_ip(&spec, &status, known, notes)?;
+        if !egress_ip.is_empty() {
+            through["egressIP"] = Value::Object(egress_ip);
+        } else if spec.egress_ip.allocator == "rr" {
             through["allocation"] = "Pool".into();
         }
-    } else {
-        through["egressIP"] = Value::Object(egress_ip);
     }
     out.insert("through".into(), json!([through]));
     let (kind, metadata) = match namespace {
@@ -359,7 +416,7 @@ fn egress_ip(
     notes: &mut Vec<String>,
 ) -> Result<Map<String, Value>, Refusal> {
     if spec.egress_ip.use_node_ip {
-        return Err("egressIP.useNodeIP has no equivalent: an egress IP of a pool is needed".into());
+        return Err("egressIP.useNodeIP needs its gateway, which wasn't among what was read".into());
     }
     let default = default.cloned().unwrap_or_default();
     let fixed = &spec.egress_ip;

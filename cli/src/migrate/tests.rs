@@ -70,7 +70,6 @@ fn a_gateway() {
 #[test]
 fn gateways_that_have_no_equivalent() {
     for (spec, why) in [
-        ("{nodeSelector: {selector: {}}}", "no egress IPs"),
         (
             "{ippools: {ipv4: ['10.0.0.1']}}",
             "nodeSelector.selector is missing",
@@ -157,10 +156,38 @@ fn an_address_that_was_chosen_stays_what_it_is() {
     );
     notes(&one_of_many, &["one of the pool"]);
     let node = policy(&format!(
-        "spec: {{egressGatewayName: eg1, egressIP: {{useNodeIP: true}}, {applied}}}"
+        "spec: {{egressGatewayName: elsewhere, egressIP: {{useNodeIP: true}}, {applied}}}"
     ));
     assert_eq!(node.object, None);
-    notes(&node, &["useNodeIP has no equivalent"]);
+    notes(&node, &["useNodeIP needs its gateway"]);
+}
+
+/// There one gateway can do both; here a second one of the same nodes is made.
+#[test]
+fn nodes_own_addresses() {
+    let policy = "---\napiVersion: egressgateway.spidernet.io/v1beta1\nkind: EgressPolicy\nmetadata: {name: app, namespace: shop}\nspec: {egressGatewayName: eg1, egressIP: {useNodeIP: true, allocatorPolicy: rr}, appliedTo: {podSelector: {matchLabels: {app: x}}}}\n";
+    let with_pool = all(&format!("{GATEWAY}{policy}"));
+    let object = |m: &Migrated| m.object.clone().expect("an object");
+    let [pool, lender, one] = with_pool.as_slice() else {
+        panic!("{with_pool:?}")
+    };
+    assert_eq!(object(pool)["metadata"]["name"], "eg1");
+    assert_eq!(object(lender)["metadata"]["name"], "eg1-node-ip");
+    assert_eq!(object(lender)["spec"]["addresses"], json!({"nodeIP": true}));
+    assert_eq!(object(lender)["spec"]["nodes"], object(pool)["spec"]["nodes"]);
+    assert_eq!(
+        object(one)["spec"]["through"],
+        json!([{"gateway": "eg1-node-ip"}])
+    );
+    notes(one, &["the address of the gateway's node"]);
+
+    let without = "apiVersion: egressgateway.spidernet.io/v1beta1\nkind: EgressGateway\nmetadata: {name: eg1}\nspec: {nodeSelector: {selector: {matchLabels: {egress: 'true'}}}}\n";
+    let both = all(&format!("{without}{policy}"));
+    let [gateway, one] = both.as_slice() else {
+        panic!("{both:?}")
+    };
+    assert_eq!(object(gateway)["spec"]["addresses"], json!({"nodeIP": true}));
+    assert_eq!(object(one)["spec"]["through"], json!([{"gateway": "eg1"}]));
 }
 
 #[test]

@@ -121,6 +121,7 @@ pub fn gateway_of(
             })
             .collect(),
         translation: Translation::GatewayNode,
+        node_ip: false,
         identities: vec![PlannedIdentity {
             id,
             egress_ip: egress,

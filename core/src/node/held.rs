@@ -52,7 +52,12 @@ impl Held {
         identity: &PlannedIdentity,
         taken: &Taken,
     ) {
-        let egress = Addresses::of(&identity.egress_ip).without(|a| taken.by(a).is_some());
+        let egress = if gateway.node_ip {
+            lent(inputs)
+        } else {
+            Addresses::of(&identity.egress_ip)
+        };
+        let egress = egress.without(|a| taken.by(a).is_some());
         self.identities.insert(identity.id, egress);
         self.answered
             .extend(egress.iter().map(|a| (a, gateway.gateway.clone())));
@@ -69,6 +74,14 @@ impl Held {
                 .extend(egress.get(family));
         }
     }
+}
+
+/// The node's own addresses, as its cluster has them. One that no interface has would not be this node's to leave with.
+pub(super) fn lent(inputs: &NodeInputs) -> Addresses {
+    let node = inputs.nodes.get(&inputs.node);
+    node.map(|n| Addresses::of(&n.underlay))
+        .unwrap_or_default()
+        .without(|a| !inputs.facts.is_own(a))
 }
 
 /// Without what lies within another prefix of the same identity: nft takes no overlapping elements, and refuses

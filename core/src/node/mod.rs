@@ -39,6 +39,8 @@ pub mod inputs;
 pub mod interval;
 pub mod nft;
 #[cfg(test)]
+mod node_ip_tests;
+#[cfg(test)]
 mod oracle_tests;
 pub mod outcome;
 mod own;

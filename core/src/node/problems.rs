@@ -12,8 +12,9 @@ use super::flatten::MOST;
 use super::forwarded::Forwarded;
 use super::gateways::{carriers, is_source_node};
 use super::guard::pod_ranges;
-use super::held::Taken;
+use super::held::{Taken, lent};
 use super::inputs::{Addresses, NodeInputs, NodePlan, Pod};
+use super::interval::Family;
 use super::own::{Own, doubled};
 use super::peers::Peers;
 use super::select::{Ways, select};
@@ -163,6 +164,12 @@ fn gateway_problems(
                 ));
             }
         }
+    }
+    if carries && gateway.node_ip && !Family::BOTH.iter().any(|f| lent(inputs).get(*f).is_some()) {
+        out.push(format!(
+            "gateway {name}: it leaves with this node's own address (addresses.nodeIP), and no interface has one that this \
+             cluster knows as the node's; what would leave with it is blocked"
+        ));
     }
     let usable = |node: &NodeRef| peers.is_self(node) || peers.get(node).is_some();
     let there = carriers(gateway, &inputs.liveness).into_iter().any(usable);

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use spillway_crds::hub::OnUnavailable;
-use spillway_crds::member::{PlannedGatewaySpec, PlannedPolicySpec, PlannedThrough};
+use spillway_crds::member::{NodeRef, PlannedGatewaySpec, PlannedPolicySpec, PlannedThrough};
 
 use super::exits::{Exit, exit, hops};
 use super::flatten::{Claim, both, flatten};
@@ -318,7 +318,7 @@ impl Ways<'_> {
         let ways = policy.through.iter().map(|entry| {
             let (gateway, egress) = self.named(entry, family)?;
             let hops = hops(gateway, self.peers, &self.inputs.liveness);
-            let usable = self.tunnels(&hops, family) && self.translates(gateway, egress, false);
+            let usable = self.tunnels(&hops, family) && self.translates(gateway, egress, false, family);
             usable.then_some((entry.identity, true))
         });
         ways.collect::<Option<_>>().unwrap_or_default()
@@ -333,7 +333,7 @@ impl Ways<'_> {
             Exit::Tunnel(hops) if self.tunnels(&hops, family) => false,
             Exit::Tunnel(_) => return Some(false),
         };
-        Some(self.translates(gateway, egress, here))
+        Some(self.translates(gateway, egress, here, family))
     }
 
     /// The gateway of `entry`, and its egress IP of `family`.
@@ -349,9 +349,34 @@ impl Ways<'_> {
         own.is_some() && hops.iter().any(|p| p.overlay.get(family).is_some())
     }
 
-    /// Whether packets can get `egress` as their source, at a gateway that this node carries or doesn't.
-    fn translates(&self, gateway: &PlannedGatewaySpec, egress: Option<IpAddr>, here: bool) -> bool {
+    /// Whether a node has an address of `family` of its own. Which of a gateway's nodes carries it may change at any time, and
+    /// one that has none drops.
+    fn lends(&self, node: &NodeRef, family: Family) -> bool {
+        let named = |(member, name): (&str, &str)| node.member == member && node.node == name;
+        let own = self.plan.member.member.as_str();
+        let siblings = self
+            .inputs
+            .nodes
+            .iter()
+            .map(|(name, n)| ((own, name.as_str()), &n.underlay));
+        let peers = self.plan.peers.iter().flat_map(|p| {
+            let nodes = p.nodes.iter();
+            nodes.map(|n| ((p.member.as_str(), n.name.as_str()), &n.underlay))
+        });
+        let mut all = siblings.chain(peers).filter(|(n, _)| named(*n));
+        all.any(|(_, underlay)| Addresses::of(underlay).get(family).is_some())
+    }
+
+    /// Whether packets of `family` can get `egress` as their source, at a gateway that this node carries or doesn't.
+    fn translates(
+        &self,
+        gateway: &PlannedGatewaySpec,
+        egress: Option<IpAddr>,
+        here: bool,
+        family: Family,
+    ) -> bool {
         match egress {
+            _ if gateway.node_ip => gateway.nodes.iter().any(|n| self.lends(&n.node, family)),
             None => false,
             Some(_) if !is_source_node(gateway) => true,
             Some(eip) => {

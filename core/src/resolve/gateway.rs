@@ -153,7 +153,11 @@ impl<'a> Gateway<'a> {
             .map(|(m, nodes)| (m, nodes.into_values().collect()))
             .collect();
         let order = order(&input.name, &hosts);
-        let asked = input.spec.translation;
+        let asked = if input.spec.addresses.node_ip {
+            Translation::GatewayNode
+        } else {
+            input.spec.translation
+        };
         let unfit = unfit(&hosts).filter(|_| asked == Translation::SourceNode);
         Self {
             input,
@@ -176,6 +180,18 @@ impl<'a> Gateway<'a> {
     /// True where a node of it is expected to carry traffic: one that is being drained does while there is no other.
     pub(super) fn serves(&self) -> bool {
         self.order.iter().any(|n| n.state != GatewayNodeState::NotReady)
+    }
+
+    /// It leaves with its nodes' own addresses.
+    pub(super) const fn node_ip(&self) -> bool {
+        self.input.spec.addresses.node_ip
+    }
+
+    /// Whether a node of it has an address of its own of the family, as far as is known.
+    pub(super) fn lends(&self, v6: bool) -> bool {
+        let mut nodes = self.hosts.values().flatten().peekable();
+        let has = |n: &&MemberNode| own_addresses(n).iter().any(|a| a.is_ipv6() == v6);
+        self.node_ip() && (nodes.peek().is_none() || nodes.any(has))
     }
 
     /// Its ready nodes, best first.
@@ -228,6 +244,11 @@ impl<'a> Gateway<'a> {
             );
         }
     }
+}
+
+/// Addresses that a node has in its cluster.
+pub(super) fn own_addresses(node: &MemberNode) -> Addresses {
+    Addresses::parse(&node.underlay).unwrap_or_default()
 }
 
 /// The gateway's default addresses: those that it names, the pool's first for families that it doesn't.

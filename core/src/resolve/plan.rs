@@ -240,6 +240,7 @@ impl<'a> Maker<'a, '_> {
             gateway: gateway.input.name.clone(),
             nodes: gateway.order.clone(),
             translation: gateway.translation,
+            node_ip: gateway.node_ip(),
             identities,
             slices: match gateway.translation {
                 Translation::SourceNode => {

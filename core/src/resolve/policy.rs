@@ -196,7 +196,7 @@ impl<'a> Policy<'a> {
         let sources = input.sources.as_ref().map(|s| Sources {
             cidrs: texts(prefixes("sources.cidrs", &s.cidrs, &mut faults)),
         });
-        check_families(&cidrs, &through, &mut faults);
+        check_families(&cidrs, &through, gateways, &mut faults);
         // An empty list means everything, so a list of which nothing could be read must not become one.
         let somewhere = input.to.cidrs.is_empty() || !cidrs.is_empty();
         let somebody = sources.as_ref().is_none_or(|s| !s.cidrs.is_empty());
@@ -270,7 +270,7 @@ fn grants<'a>(policies: impl Iterator<Item = &'a PolicyInput>, gateways: &Gatewa
         }
     }
     let mut out = Grants::new();
-    for gateway in gateways.iter().filter(|g| g.usable) {
+    for gateway in gateways.iter().filter(|g| g.usable && !g.node_ip()) {
         let name = gateway.input.name.as_str();
         let requests = requests.remove(name).unwrap_or_default();
         let supply = Supply {
@@ -289,12 +289,13 @@ fn grants<'a>(policies: impl Iterator<Item = &'a PolicyInput>, gateways: &Gatewa
 }
 
 /// What `policy` has of the gateway of `entry`. The gateway's default addresses, with which everybody leaves, aren't what
-/// one that asks for its own from then on means.
+/// one that asks for its own from then on means, and nodes' own addresses are nobody's.
 fn held(policy: &PolicyInput, entry: &Through) -> Held {
     let recorded = policy.held.iter().find(|h| h.gateway == entry.gateway);
     let own =
         |r: &&ResolvedEgress| entry.allocation == Allocation::Default || r.allocated != Allocated::Default;
-    recorded.filter(own).map_or_else(Held::default, |r| Held {
+    let given = recorded.filter(|r| r.allocated != Allocated::NodeIP);
+    given.filter(own).map_or_else(Held::default, |r| Held {
         addresses: Addresses::parse(&r.egress_ip).unwrap_or_default(),
         exclusive: r.exclusive,
     })
@@ -329,6 +330,9 @@ fn egress(
             format!("spec.through[{i}].egressIP.{field}: {bad}"),
         ));
     }
+    if gateway.node_ip() {
+        return lent(i, entry);
+    }
     let grant = match grant {
         Some(Ok(grant)) => *grant,
         Some(Err(denial)) => return Err(denied(i, entry, denial)),
@@ -360,6 +364,32 @@ fn egress(
         exclusive: entry.exclusive,
         fresh: grant.fresh,
         removed: grant.removed,
+    };
+    Ok((egress, chosen))
+}
+
+/// An entry of `through` for a gateway without a pool.
+fn lent(i: usize, entry: &Through) -> Result<(Egress, Chosen), Fault> {
+    let name = &entry.gateway;
+    let named = entry.egress_ip.as_ref();
+    let asks = named.is_some_and(|pair| pair.ipv4.is_some() || pair.ipv6.is_some());
+    if asks || entry.exclusive || entry.allocation != Allocation::Default {
+        return Err(Fault::new(
+            "NoPool",
+            format!(
+                "spec.through[{i}]: EgressGateway {name:?} leaves with its nodes' own addresses (addresses.nodeIP) and has none to choose from; leave egressIP, allocation and exclusive out, or name a gateway with a pool"
+            ),
+        ));
+    }
+    let egress = Egress {
+        gateway: name.clone(),
+        addresses: Addresses::default(),
+    };
+    let chosen = Chosen {
+        allocated: Allocated::NodeIP,
+        exclusive: false,
+        fresh: false,
+        removed: Addresses::default(),
     };
     Ok((egress, chosen))
 }
@@ -453,17 +483,19 @@ fn destination_ports(list: &[DestinationPort], faults: &mut Vec<Fault>) -> Vec<D
 }
 
 /// A destination of a family in which no gateway of the policy has an address would always be blocked.
-fn check_families(cidrs: &[(usize, IpNet)], through: &[Egress], faults: &mut Vec<Fault>) {
+fn check_families(
+    cidrs: &[(usize, IpNet)],
+    through: &[Egress],
+    gateways: &Gateways<'_>,
+    faults: &mut Vec<Fault>,
+) {
     if through.is_empty() {
         return;
     }
     for (v6, family) in [(false, "IPv4"), (true, "IPv6")] {
         let served = through.iter().any(|e| {
-            if v6 {
-                e.addresses.v6.is_some()
-            } else {
-                e.addresses.v4.is_some()
-            }
+            let named = e.addresses.iter().any(|a| a.is_ipv6() == v6);
+            named || gateways.get(&e.gateway).is_some_and(|g| g.lends(v6))
         });
         let asked = cidrs.iter().find(|(_, net)| net.network().is_ipv6() == v6);
         if let (false, Some((i, net))) = (served, asked) {

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use spillway_crds::condition::{ConditionType, Verdict};
-use spillway_crds::hub::{AddressUse, MemberNode, Refusal, ResolvedEgress};
+use spillway_crds::hub::{AddressUse, Allocated, MemberNode, Refusal, ResolvedEgress};
 use spillway_crds::member::PolicyRef;
 
 use super::gateway::{Gateway, Gateways};
-use super::holders::{holders, summary};
+use super::holders::{holders, lent, summary};
 use super::policy::{Identities, Policies, Policy};
 use super::ports;
 use super::shadow::Shadows;
@@ -122,7 +122,7 @@ impl View<'_, '_> {
             .into_iter()
             .take(MAX_USES)
             .map(|(pair, (exclusive, users))| AddressUse {
-                egress_ip: pair.into(),
+                egress_ip: if gateway.node_ip() { lent(gateway) } else { pair }.into(),
                 by: listed(&users),
                 exclusive,
             });
@@ -223,7 +223,11 @@ impl View<'_, '_> {
                 Some(ResolvedEgress {
                     gateway: e.gateway.clone(),
                     identity: self.identities.get(e)?,
-                    egress_ip: e.addresses.into(),
+                    egress_ip: match self.gateways.get(&e.gateway) {
+                        Some(gateway) if chosen.allocated == Allocated::NodeIP => lent(gateway),
+                        _ => e.addresses,
+                    }
+                    .into(),
                     allocated: chosen.allocated,
                     exclusive: chosen.exclusive,
                 })

@@ -98,7 +98,8 @@ pub struct GatewayNodes {
 #[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(has(self.ipv4) && size(self.ipv4) > 0) || (has(self.ipv6) && size(self.ipv6) > 0)").message("addresses needs at least one entry under ipv4 or ipv6"),
+    validation = Rule::new("(has(self.ipv4) && size(self.ipv4) > 0) || (has(self.ipv6) && size(self.ipv6) > 0) || (has(self.nodeIP) && self.nodeIP)").message("addresses needs at least one entry under ipv4 or ipv6, or nodeIP: true"),
+    validation = Rule::new("!has(self.nodeIP) || !self.nodeIP || !((has(self.ipv4) && size(self.ipv4) > 0) || (has(self.ipv6) && size(self.ipv6) > 0) || has(self.default))").message("addresses.nodeIP stands alone, as the nodes' own addresses are no pool; make another EgressGateway of these nodes for the pool"),
     validation = Rule::new("!has(self.ipv4) || self.ipv4.all(a, !a.contains(':'))").message("addresses.ipv4 holds IPv6 addresses; move them to addresses.ipv6"),
     validation = Rule::new("!has(self.ipv4) || self.ipv4.all(a, a.contains('/') ? isCIDR(a) && cidr(a).masked() == cidr(a) : (a.split('-').size() <= 2 && a.split('-').all(p, isIP(p))))").message("each entry of addresses.ipv4 is an address (203.0.113.10), a range (203.0.113.10-203.0.113.19) or a CIDR without host bits (203.0.113.8/29)"),
     validation = Rule::new("!has(self.ipv6) || self.ipv6.all(a, a.contains(':'))").message("addresses.ipv6 holds IPv4 addresses; move them to addresses.ipv4"),
@@ -116,6 +117,10 @@ pub struct AddressPool {
     /// Those that policies leave with which ask for no others. The pool's first address of each family that is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<AddressPair>,
+    /// There is no pool: packets leave with the address of the gateway's node that carries them, and with another node's
+    /// when that one takes over. The gateway then translates on its own nodes, whatever `translation` says.
+    #[serde(default, rename = "nodeIP", skip_serializing_if = "std::ops::Not::not")]
+    pub node_ip: bool,
 }
 
 /// What the hub made of a gateway.

@@ -284,6 +284,8 @@ pub enum Allocated {
     Default,
     /// They are the policy's own of the pool, as far as it names none.
     Pool,
+    /// They are those of the gateway's node that carries the packets now (`addresses.nodeIP`).
+    NodeIP,
 }
 
 /// What happens while no gateway of a policy is available.

@@ -225,6 +225,9 @@ pub struct PlannedGatewaySpec {
     /// Where packets get their egress IP.
     #[serde(default)]
     pub translation: Translation,
+    /// Egress IPs are the addresses of whichever node carries the gateway; its identities have none of their own.
+    #[serde(default, rename = "nodeIP", skip_serializing_if = "std::ops::Not::not")]
+    pub node_ip: bool,
     /// Identities of the gateway: those this member's policies use, and all of them where it hosts one
     /// of the gateway's nodes.
     #[serde(default)]

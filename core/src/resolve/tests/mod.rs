@@ -2,6 +2,7 @@
 
 mod eips;
 mod faults;
+mod node_ip;
 mod paths;
 mod plans;
 mod ports;
