@@ -1,10 +1,12 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use spillway_crds::member::NodeRef;
 use spillway_link::pki::Pin;
 
 use crate::output::Format;
@@ -59,7 +61,7 @@ pub enum Command {
     Check(Check),
     /// Everything that is needed to find out what happened, in one archive, without secrets.
     Gather(Gather),
-    /// Which node answers for which egress IP, and moving them away from a node.
+    /// Which node answers for which egress IP, and moving them to a node or away from it.
     #[command(subcommand)]
     Failover(FailoverCommand),
     /// Print another product's policies in Spillway's words. Changes nothing.
@@ -366,6 +368,12 @@ pub enum FailoverCommand {
     Drain(FailoverDrain),
     /// Let a drained node take its place again.
     Undrain(FailoverUndrain),
+    /// Move an egress IP to a node of its gateway and keep it there while that node can hold it; in the hub's cluster. No
+    /// connection is lost.
+    #[command(visible_alias = "move")]
+    Pin(FailoverPin),
+    /// Let a gateway's nodes decide again who answers for an egress IP; in the hub's cluster.
+    Unpin(FailoverUnpin),
 }
 
 /// `spillway failover status`.
@@ -394,6 +402,29 @@ pub struct FailoverDrain {
 pub struct FailoverUndrain {
     /// Kubernetes name of the node.
     pub node: String,
+}
+
+/// `spillway failover pin`.
+#[derive(Args, Debug)]
+pub struct FailoverPin {
+    /// The egress IP.
+    pub address: IpAddr,
+    /// The node, as `spillway failover status` has it.
+    #[arg(value_name = "MEMBER/NODE", value_parser = crate::words::node)]
+    pub node: NodeRef,
+    /// Its gateway; needed where no policy leaves with the address yet.
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
+    /// How long to wait until the node answers for it.
+    #[arg(long, default_value = "1m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// `spillway failover unpin`.
+#[derive(Args, Debug)]
+pub struct FailoverUnpin {
+    /// The egress IP.
+    pub address: IpAddr,
 }
 
 /// Products whose objects can be read.

@@ -83,6 +83,8 @@ async fn dispatch(arguments: Arguments, ui: &Ui) -> Result<(), Failure> {
         Command::Failover(FailoverCommand::Undrain(undrain)) => {
             failover::undrain(&target, &undrain, ui).await
         }
+        Command::Failover(FailoverCommand::Pin(pin)) => failover::pin(&target, &pin, ui).await,
+        Command::Failover(FailoverCommand::Unpin(unpin)) => failover::unpin(&target, &unpin, ui).await,
         Command::Migrate(MigrateCommand::Egressgateway(args)) => {
             migrate::egressgateway(&target, &args, ui).await
         }

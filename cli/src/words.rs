@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use spillway_crds::member::NodeRef;
 
 /// `host:port`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -116,6 +117,16 @@ pub fn member_name(text: &str) -> Result<String, String> {
     })
 }
 
+/// Reads `MEMBER/NODE`.
+pub fn node(text: &str) -> Result<NodeRef, String> {
+    match text.split_once('/') {
+        Some((member, node)) if !node.is_empty() && !node.contains('/') => {
+            Ok(NodeRef::new(member_name(member)?, node))
+        }
+        _ => Err(format!("{text:?}: write MEMBER/NODE, such as fra-1/worker-3")),
+    }
+}
+
 /// `key=value` of `--set`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Assignment {
@@ -142,6 +153,15 @@ impl FromStr for Assignment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_has_its_member_in_front() {
+        let right = node("fra-1/n2.example.org");
+        assert_eq!(right, Ok(NodeRef::new("fra-1", "n2.example.org")));
+        for wrong in ["n2", "/n2", "fra-1/", "fra-1/n2/x", "FRA/n2"] {
+            assert!(node(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn endpoints_are_host_and_port() {

@@ -17,6 +17,8 @@ pub enum ConditionType {
     Connected,
     /// Every node that uses the gateway has ports of its egress IPs, and those that need more can get them.
     PortsAvailable,
+    /// Every egress IP that is pinned to a node is held by that one.
+    PinsHeld,
     /// The member agent holds a certificate that the hub issued.
     Enrolled,
     /// Other policies leave something to this one.
@@ -33,6 +35,7 @@ impl ConditionType {
             Self::Programmed => "Programmed",
             Self::Connected => "Connected",
             Self::PortsAvailable => "PortsAvailable",
+            Self::PinsHeld => "PinsHeld",
             Self::Enrolled => "Enrolled",
             Self::Effective => "Effective",
             Self::RangesComplete => "RangesComplete",

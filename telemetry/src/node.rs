@@ -30,7 +30,9 @@ pub const REPAIRS: [&str; 11] = [
 ];
 
 /// Why this node took an egress IP.
-pub const TAKEOVERS: [&str; 7] = ["rank", "plan", "dead", "gone", "draining", "retiring", "back"];
+pub const TAKEOVERS: [&str; 8] = [
+    "rank", "plan", "dead", "gone", "draining", "retiring", "back", "pinned",
+];
 
 /// What is known of probed nodes.
 pub const PEERS: [&str; 4] = ["alive", "dead", "retiring", "unknown"];

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use spillway_crds::member::{GatewayNodeState, NodeRef, PlannedGatewaySpec};
 
-use crate::node::gateways::{Liveness, carriers, holder};
+use crate::node::gateways::{Liveness, carriers, holder, pinned};
 
 /// A gateway as it was seen at some moment.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,8 @@ pub enum Why {
     Retiring(NodeRef),
     /// This node had failed, or was restarted, and has its place again.
     Back,
+    /// Somebody wants it here.
+    Pinned,
 }
 
 impl Why {
@@ -58,6 +60,7 @@ impl Why {
             Self::Draining(_) => "draining",
             Self::Retiring(_) => "retiring",
             Self::Back => "back",
+            Self::Pinned => "pinned",
         }
     }
 
@@ -77,6 +80,7 @@ impl fmt::Display for Why {
             Self::Draining(node) => write!(f, "node {node} is being drained"),
             Self::Retiring(node) => write!(f, "node {node} asked to be left or is held down"),
             Self::Back => f.write_str("this node is back and the first in rank for it"),
+            Self::Pinned => f.write_str("it is pinned to this node"),
         }
     }
 }
@@ -99,6 +103,10 @@ pub fn why_taken(before: View<'_>, after: View<'_>, me: &NodeRef, address: IpAdd
     }
     if after.liveness.retiring.contains(&previous) {
         return Why::Retiring(previous);
+    }
+    let wanted = |view: View<'_>| view.gateway.and_then(|g| pinned(g, address)) == Some(me);
+    if wanted(after) && !wanted(before) {
+        return Why::Pinned;
     }
     if !before.liveness.alive.contains(me) {
         return Why::Back;

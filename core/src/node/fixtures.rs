@@ -122,6 +122,7 @@ pub fn gateway_of(
             .collect(),
         translation: Translation::GatewayNode,
         node_ip: false,
+        pins: Vec::new(),
         identities: vec![PlannedIdentity {
             id,
             egress_ip: egress,

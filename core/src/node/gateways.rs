@@ -82,8 +82,8 @@ pub fn carriers<'a>(gateway: &'a PlannedGatewaySpec, liveness: &Liveness) -> Vec
         .collect()
 }
 
-/// The node among `carriers` that answers for `address`. By rendezvous hash, so that a node's loss moves only what it
-/// held; a gateway that translates itself has its connections' state on one node, the first.
+/// The node among `carriers` that answers for `address`: the one that it is pinned to, if that is among them. Else by
+/// rendezvous hash, so that a node's loss moves only what it held; a gateway that translates itself has its connections' state on one node, the first.
 pub fn holder<'a>(
     gateway: &PlannedGatewaySpec,
     carriers: &[&'a NodeRef],
@@ -91,8 +91,23 @@ pub fn holder<'a>(
 ) -> Option<&'a NodeRef> {
     match gateway.translation {
         Translation::GatewayNode => carriers.first().copied(),
-        Translation::SourceNode => carriers.iter().copied().max_by_key(|node| weight(address, node)),
+        Translation::SourceNode => pinned(gateway, address)
+            .and_then(|pin| carriers.iter().copied().find(|node| *node == pin))
+            .or_else(|| carriers.iter().copied().max_by_key(|node| weight(address, node))),
     }
+}
+
+/// The node that `address` is pinned to, whatever state it is in.
+pub fn pinned(gateway: &PlannedGatewaySpec, address: IpAddr) -> Option<&NodeRef> {
+    if gateway.pins.is_empty() {
+        return None;
+    }
+    let address = address.to_string();
+    gateway
+        .pins
+        .iter()
+        .find(|p| p.address == address)
+        .map(|p| &p.node)
 }
 
 /// Rendezvous weight of `node` for `address` (Thaler and Ravishankar, 1998); the node's name breaks ties.
@@ -103,6 +118,8 @@ fn weight(address: IpAddr, node: &NodeRef) -> ([u8; 32], NodeRef) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use spillway_crds::hub::AddressPin;
     use spillway_crds::member::GatewayNode;
 
     use super::*;
@@ -209,5 +226,52 @@ mod tests {
             }
         }
         assert!((40..140).contains(&moved), "{moved} of 256 moved");
+    }
+
+    fn somewhere() -> impl Strategy<Value = (PlannedGatewaySpec, Liveness)> {
+        let state = prop_oneof![Just(Ready), Just(NotReady), Just(Draining)];
+        let nodes = prop::collection::vec((state, 0..5_u8), 0..4);
+        let pins = prop::collection::btree_map(10..14_u8, 0..5_usize, 0..4);
+        (nodes, pins).prop_map(|(nodes, pins)| {
+            let name = |n: usize| node(&n.to_string());
+            let mut liveness = Liveness::default();
+            let mut gateway = PlannedGatewaySpec::default();
+            for (n, (state, seen)) in nodes.into_iter().enumerate() {
+                gateway.nodes.push(GatewayNode { node: name(n), state });
+                match seen {
+                    0 => drop(liveness.dead.insert(name(n))),
+                    1 => drop(liveness.retiring.insert(name(n))),
+                    2 | 3 => drop(liveness.alive.insert(name(n))),
+                    _ => {}
+                }
+            }
+            gateway.pins = pins
+                .into_iter()
+                .map(|(last, n)| AddressPin {
+                    address: format!("203.0.113.{last}"),
+                    node: name(n),
+                })
+                .collect();
+            (gateway, liveness)
+        })
+    }
+
+    proptest! {
+        /// Pinned to whomever: an address has a holder while the gateway has a carrier, and that is the pinned one if it can.
+        #[test]
+        fn a_pin_leaves_no_address_without_a_holder((gateway, liveness) in somewhere(), last in 10..14_u8) {
+            let address = IpAddr::from([203, 0, 113, last]);
+            let carriers = carriers(&gateway, &liveness);
+            let holder = holder(&gateway, &carriers, address);
+            prop_assert_eq!(holder.is_some(), !carriers.is_empty());
+            prop_assert!(holder.is_none_or(|h| carriers.contains(&h)));
+            let pin = pinned(&gateway, address);
+            if let Some(pin) = pin.filter(|p| carriers.contains(p)) {
+                prop_assert_eq!(holder, Some(pin));
+            } else {
+                let bare = PlannedGatewaySpec { pins: Vec::new(), ..gateway.clone() };
+                prop_assert_eq!(holder, super::holder(&bare, &carriers, address), "as if it weren't there");
+            }
+        }
     }
 }

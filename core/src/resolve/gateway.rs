@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use spillway_crds::hub::{MemberNode, Translation};
 use spillway_crds::member::{GatewayNode, GatewayNodeState, NodeRef};
 
-use super::{Fault, Federation, GatewayInput, MemberInput};
+use super::{Fault, Federation, GatewayInput, MemberInput, pins};
 use crate::address::{Addresses, Pool, Problem};
 use crate::alloc::{Egress, MemberBlock};
 use crate::plan::Digest;
@@ -41,6 +41,8 @@ pub(super) struct Gateway<'a> {
     pub(super) translation: Translation,
     /// The node whose kernel can't.
     pub(super) unfit: Option<NodeRef>,
+    /// Nodes that are to hold certain addresses.
+    pub(super) pins: BTreeMap<IpAddr, NodeRef>,
 }
 
 impl<'a> Gateways<'a> {
@@ -123,6 +125,8 @@ impl<'a> Gateway<'a> {
             .iter()
             .filter_map(|r| Addresses::parse(&r.egress_ip).ok());
         let own = pool.clone().with(in_use.flat_map(|pair| pair.iter()));
+        let (pins, misread) = pins::read(&input.spec, &own);
+        faults.extend(misread);
         let mut hosts: BTreeMap<&str, BTreeMap<&str, &MemberNode>> = BTreeMap::new();
         for (i, entry) in input.spec.nodes.iter().enumerate() {
             if input.spec.nodes[..i].contains(entry) {
@@ -174,6 +178,7 @@ impl<'a> Gateway<'a> {
                 asked
             },
             unfit,
+            pins,
         }
     }
 

@@ -20,6 +20,7 @@ mod gateway;
 mod holders;
 mod input;
 mod paths;
+mod pins;
 mod plan;
 mod policy;
 mod ports;
@@ -109,7 +110,7 @@ pub struct GatewayOutcome {
     pub ready_nodes: u32,
     /// Who leaves with which addresses.
     pub used: Vec<AddressUse>,
-    /// `Accepted`, `Programmed` and `PortsAvailable`.
+    /// `Accepted`, `Programmed`, `PortsAvailable` and `PinsHeld`.
     pub verdicts: Vec<Verdict>,
 }
 

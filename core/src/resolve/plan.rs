@@ -8,12 +8,12 @@ use spillway_crds::member::{
     PlannedThrough, PolicyRef,
 };
 
-use super::Federation;
 use super::gateway::{Gateway, Gateways};
 use super::paths::Encrypted;
 use super::policy::{Identities, Policies, Policy};
 use super::reach::{Reach, endpoint};
 use super::slices::Recorded;
+use super::{Federation, pins};
 use crate::address::Addresses;
 use crate::alloc::{Egress, MemberBlock};
 use crate::plan::{Plan, Prepared, Resource};
@@ -241,6 +241,11 @@ impl<'a> Maker<'a, '_> {
             nodes: gateway.order.clone(),
             translation: gateway.translation,
             node_ip: gateway.node_ip(),
+            pins: if hosts {
+                pins::planned(&gateway.pins)
+            } else {
+                Vec::new()
+            },
             identities,
             slices: match gateway.translation {
                 Translation::SourceNode => {

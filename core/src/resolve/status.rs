@@ -10,10 +10,10 @@ use spillway_crds::member::PolicyRef;
 use super::gateway::{Gateway, Gateways};
 use super::holders::{holders, lent, summary};
 use super::policy::{Identities, Policies, Policy};
-use super::ports;
 use super::shadow::Shadows;
 use super::slices::{Allotted, Recorded};
 use super::{Fault, GatewayOutcome, MemberInput, PolicyOutcome};
+use super::{pins, ports};
 use crate::address::Addresses;
 use crate::plan::{Digest, Plan, ResourceKey, ResourceKind};
 
@@ -90,12 +90,18 @@ impl View<'_, '_> {
                 // Nodes that don't say yet what they hold do as the plan says.
                 let first = || g.order.first().filter(|_| g.serves()).map(|n| n.node.to_string());
                 let allotted = self.allotted.get(&g.input.name);
+                let pins = pins::verdict(g, &holders);
                 let outcome = GatewayOutcome {
                     holder: summary(&holders).or_else(first),
                     holders,
                     ready_nodes: u32::try_from(g.ready().count()).unwrap_or(u32::MAX),
                     used,
-                    verdicts: vec![accepted(&faults), self.gateway(g), ports::of_gateway(g, allotted)],
+                    verdicts: vec![
+                        accepted(&faults),
+                        self.gateway(g),
+                        ports::of_gateway(g, allotted),
+                        pins,
+                    ],
                 };
                 (g.input.name.clone(), outcome)
             })

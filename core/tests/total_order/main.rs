@@ -113,7 +113,7 @@ fn federation(rules: &[Rule]) -> FederationState {
                 ..AddressPool::default()
             },
             translation: Translation::GatewayNode,
-            encryption: None,
+            ..EgressGatewaySpec::default()
         },
         ..GatewayInput::default()
     });

@@ -23,6 +23,7 @@ use crate::selector::LabelSelector;
     category = "spillway",
     doc = "Nodes with a pool of egress IPs, through which pods of the federation leave.",
     validation = Rule::new("size(self.metadata.name) <= 63").message("a gateway's name has at most 63 characters"),
+    validation = Rule::new("!has(self.spec.pins) || size(self.spec.pins) == 0 || ((!has(self.spec.translation) || self.spec.translation == 'SourceNode') && (!has(self.spec.addresses.nodeIP) || !self.spec.addresses.nodeIP))").message("pins need translation: SourceNode and a pool: a gateway that translates on its own nodes is carried by one node as a whole"),
     printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type=='Accepted')].status"),
     printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type=='Programmed')].status"),
     printcolumn(name = "Holder", type_ = "string", json_path = ".status.holder"),
@@ -42,9 +43,32 @@ pub struct EgressGatewaySpec {
     /// Where the source address is rewritten.
     #[serde(default)]
     pub translation: Translation,
+    /// Egress IPs that a certain node is to answer for while it can. All others are spread over the gateway's nodes, and so
+    /// are these while their node is away, is drained or isn't one of the gateway's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 256),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address"])
+    )]
+    pub pins: Vec<AddressPin>,
     /// Which of the gateway's paths are encrypted; the hub's own setting where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
+}
+
+/// An egress IP and the node that is to answer for it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("isIP(self.address)").message("address is a single address of the pool, such as 203.0.113.10")
+)]
+pub struct AddressPin {
+    /// An egress IP out of the gateway's pool.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// Which node.
+    #[serde(flatten)]
+    pub node: NodeRef,
 }
 
 /// Which paths of the tunnel are encrypted. Where two gateways share a path, the stricter one decides.
@@ -150,7 +174,7 @@ pub struct EgressGatewayStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
     pub used: Vec<AddressUse>,
-    /// `Accepted`, `Programmed`, `PortsAvailable`.
+    /// `Accepted`, `Programmed`, `PortsAvailable`, `PinsHeld`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),

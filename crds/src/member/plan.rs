@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{AddressPair, PrefixPair};
-use crate::hub::{AddressSlices, Destinations, OnUnavailable, Sources, Translation, is_default};
+use crate::hub::{AddressPin, AddressSlices, Destinations, OnUnavailable, Sources, Translation, is_default};
 use crate::selector::LabelSelector;
 
 /// The plan's head. Named `current`; absent until the hub's first plan was accepted.
@@ -228,6 +228,11 @@ pub struct PlannedGatewaySpec {
     /// Egress IPs are the addresses of whichever node carries the gateway; its identities have none of their own.
     #[serde(default, rename = "nodeIP", skip_serializing_if = "std::ops::Not::not")]
     pub node_ip: bool,
+    /// Egress IPs that a certain node answers for where it is one of those that carry the gateway, sorted by address. Only where
+    /// this member hosts one of its nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub pins: Vec<AddressPin>,
     /// Identities of the gateway: those this member's policies use, and all of them where it hosts one
     /// of the gateway's nodes.
     #[serde(default)]

@@ -58,7 +58,7 @@ fn fault() -> impl Strategy<Value = Fault> {
     use Fault::*;
     proptest::sample::select(vec![
         PowerOff, PowerOn, PowerOn, Hang, Resume, Resume, CutReceive, CutSend, Unplug, Mend, Mend, Drain,
-        Undrain, Expel, Admit, Restart,
+        Undrain, Expel, Admit, Restart, Pin, Unpin,
     ])
 }
 
@@ -266,6 +266,8 @@ proptest! {
                     (Fault::Drain, Fault::Undrain),
                     (Fault::Expel, Fault::Admit),
                     (Fault::Restart, Fault::Mend),
+                    (Fault::Pin, Fault::Unpin),
+                    (Fault::Pin, Fault::Mend),
                 ]),
                 prop_oneof![Just(20_000_u64), Just(80_000)],
             ),
@@ -284,6 +286,31 @@ proptest! {
             }
         }
         settled(&world)?;
+    }
+}
+
+/// A pinned node that is there has all addresses, and has them again once it is back.
+#[test]
+fn a_pinned_node_holds_all_while_it_can() {
+    for pinned in 0..3 {
+        let mut world = World::new(3, 1, 0, Timing::default());
+        world.run(Moment::from_secs(3));
+        world.strike(pinned, Fault::Pin);
+        let all = |world: &mut World, time| {
+            let lost = gap(world, Moment::from_secs(time));
+            assert_eq!(lost, Moment::ZERO, "{}", world.trace());
+            assert_eq!(world.nodes[pinned].kernel.held.len(), 4, "{}", world.trace());
+        };
+        all(&mut world, 10);
+        world.strike(pinned, Fault::PowerOff);
+        world.run(Moment::from_secs(1));
+        assert!(world.connected(), "{}", world.trace());
+        world.strike(pinned, Fault::PowerOn);
+        all(&mut world, 20);
+        world.strike(3, Fault::Pin);
+        world.run(Moment::from_secs(10));
+        let held: Vec<usize> = (0..4).map(|n| world.nodes[n].kernel.held.len()).collect();
+        assert!(held[3] == 0 && held.iter().sum::<usize>() == 4, "{held:?}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use spillway_crds::address::AddressPair;
-use spillway_crds::hub::Translation;
+use spillway_crds::hub::{AddressPin, Translation};
 use spillway_crds::member::{GatewayNode, GatewayNodeState, NodeRef, PeerNode, PlannedIdentity};
 
 use super::super::*;
@@ -42,12 +42,22 @@ pub(super) enum Fault {
     /// It is taken out of the gateway.
     Expel,
     Admit,
+    /// All egress IPs are pinned to it, whatever state it is in and whether or not it is the gateway's.
+    Pin,
+    /// None are any more.
+    Unpin,
     /// The agent ends properly, leaving first, and comes back.
     Restart,
 }
 
-/// The gateway's nodes by number, and whether each is to be drained: what a plan says.
-type Places = BTreeMap<usize, bool>;
+/// What a plan says.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Places {
+    /// The gateway's nodes by number, and whether each is to be drained.
+    nodes: BTreeMap<usize, bool>,
+    /// Who is to answer for every egress IP, the gateway's node or not.
+    pinned: Option<usize>,
+}
 
 /// What a node's kernel does for gateways.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -129,7 +139,10 @@ impl World {
             }
         };
         let all: Vec<NodeRef> = (0..gateways + sources).map(name).collect();
-        let places: Places = (0..gateways).map(|n| (n, false)).collect();
+        let places = Places {
+            nodes: (0..gateways).map(|n| (n, false)).collect(),
+            pinned: None,
+        };
         let nodes = (0..gateways + sources)
             .map(|n| Node {
                 name: all[n].clone(),
@@ -221,7 +234,7 @@ impl World {
     /// Nothing is wrong with it, and the plan wants it.
     pub(super) fn healthy(&self, n: usize) -> bool {
         let node = &self.nodes[n];
-        let wanted = !node.gateway || self.places.contains_key(&n);
+        let wanted = !node.gateway || self.places.nodes.contains_key(&n);
         self.runs(n) && node.receives && node.sends && node.ends.is_none() && wanted
     }
 
@@ -232,7 +245,7 @@ impl World {
 
     /// Some node is to be drained.
     pub(super) fn drains(&self) -> bool {
-        self.places.values().any(|draining| *draining)
+        self.places.nodes.values().any(|draining| *draining)
     }
 
     /// What reaches it is passed on, whatever its agent does.
@@ -266,9 +279,18 @@ impl World {
     /// The hub's plan changes, and reaches each node in its own time.
     fn plan(&mut self, n: usize, place: Option<bool>) {
         match place {
-            Some(draining) => self.places.insert(n, draining),
-            None => self.places.remove(&n),
+            Some(draining) => self.places.nodes.insert(n, draining),
+            None => self.places.nodes.remove(&n),
         };
+        self.publish();
+    }
+
+    fn pin(&mut self, to: Option<usize>) {
+        self.places.pinned = to;
+        self.publish();
+    }
+
+    fn publish(&mut self) {
         for n in 0..self.nodes.len() {
             let takes = Moment::from_millis(self.chance() % (self.delay + 1));
             let after = self.nodes[n].plans.last().map_or(Moment::ZERO, |(at, _)| *at);
@@ -279,7 +301,7 @@ impl World {
 
     pub(super) fn strike(&mut self, n: usize, fault: Fault) {
         let now = self.now;
-        let planned = self.places.get(&n).copied();
+        let planned = self.places.nodes.get(&n).copied();
         let gateway = self.nodes[n].gateway;
         let node = &mut self.nodes[n];
         match fault {
@@ -302,6 +324,8 @@ impl World {
             Fault::Drain if planned == Some(false) => self.plan(n, Some(true)),
             Fault::Undrain if planned == Some(true) => self.plan(n, Some(false)),
             Fault::Expel if planned.is_some() => self.plan(n, None),
+            Fault::Pin => self.pin(Some(n)),
+            Fault::Unpin => self.pin(None),
             Fault::Admit if gateway && planned.is_none() => self.plan(n, Some(false)),
             Fault::Restart if node.powered && !node.hung && node.ends.is_none() && now >= node.starts => {
                 node.tracker.leave(true);
@@ -348,7 +372,7 @@ impl World {
         }
         let taken: Vec<IpAddr> = kernel.held.keys().copied().collect();
         let before = std::mem::replace(&mut node.kernel, kernel);
-        let drained = node.places.get(&n) == Some(&true);
+        let drained = node.places.nodes.get(&n) == Some(&true);
         let assignment = Assignment::of(inputs);
         node.idle = assignment.idle();
         node.tracker.assign(assignment.role);
@@ -479,8 +503,20 @@ impl World {
             .collect();
         let gateway = &mut plan.gateways[0];
         gateway.translation = Translation::SourceNode;
+        gateway.pins = match node.places.pinned {
+            None => Vec::new(),
+            Some(to) => self
+                .eips
+                .iter()
+                .map(|eip| AddressPin {
+                    address: eip.to_string(),
+                    node: self.nodes[to].name.clone(),
+                })
+                .collect(),
+        };
         gateway.nodes = node
             .places
+            .nodes
             .iter()
             .map(|(n, draining)| GatewayNode {
                 node: self.nodes[*n].name.clone(),
@@ -523,7 +559,7 @@ impl World {
         let mut inputs = self.inputs(n);
         let node = &mut self.nodes[n];
         let me = node.name.clone();
-        let belongs = node.places.contains_key(&n);
+        let belongs = node.places.nodes.contains_key(&n);
         // As the agent's `Failover::prepare` has it.
         let liveness = &mut inputs.liveness;
         let judged = [&liveness.alive, &liveness.dead, &liveness.retiring];

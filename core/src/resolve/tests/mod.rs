@@ -4,6 +4,7 @@ mod eips;
 mod faults;
 mod node_ip;
 mod paths;
+mod pins;
 mod plans;
 mod ports;
 mod properties;

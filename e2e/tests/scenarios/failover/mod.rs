@@ -18,6 +18,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!("failover", on Failover node::the_holder_hangs),
         scenario!("failover", on Failover node::cables_pulled_and_half_open),
         scenario!("failover", on Failover leaving::cordoned_and_relabelled_nodes_lose_nothing),
+        scenario!("failover", on Failover leaving::a_pinned_address_moves_and_comes_back),
         scenario!("failover", on Failover leaving::all_nodes_rebooted_in_turn),
         scenario!("failover", on Failover transfer::a_gigabyte_both_ways_on_a_path_that_shrinks),
         scenario!("failover", on Failover cluster::a_whole_cluster_of_the_gateway_is_switched_off),
