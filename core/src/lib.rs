@@ -16,6 +16,7 @@
 
 pub mod address;
 pub mod alloc;
+pub mod bandwidth;
 pub mod eip;
 pub mod health;
 pub mod node;

@@ -95,6 +95,8 @@ pub struct RuleCount {
     pub stamp: String,
     /// Packets.
     pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
 }
 
 /// One node's kernel.

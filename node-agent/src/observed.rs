@@ -146,8 +146,9 @@ impl Observed {
         let Some(desired) = desired.as_deref() else {
             return;
         };
-        for (reason, packets) in drops.since(desired, counts) {
+        for (reason, [packets, bytes]) in drops.since(desired, counts) {
             self.metrics.dropped.add([reason.as_str()], packets);
+            self.metrics.dropped_bytes.add([reason.as_str()], bytes);
         }
     }
 }
@@ -165,14 +166,14 @@ fn kind(object: &str) -> &'static str {
 /// A rule: family, table, chain, stamp.
 type Place = [String; 4];
 
-/// What the kernel's counters said last. A rule that was written anew counts from 0 again; what it had counted since
+/// What the kernel's counters, of packets and of bytes, said last. A rule that was written anew counts from 0 again; what it had counted since
 /// the last look is lost.
 #[derive(Debug, Default)]
-struct Drops(BTreeMap<Place, u64>);
+struct Drops(BTreeMap<Place, [u64; 2]>);
 
 impl Drops {
     /// What was dropped since the last look, by the reasons of the rules in `desired`.
-    fn since(&mut self, desired: &DesiredState, counts: &[RuleCount]) -> BTreeMap<DropReason, u64> {
+    fn since(&mut self, desired: &DesiredState, counts: &[RuleCount]) -> BTreeMap<DropReason, [u64; 2]> {
         let reasons: BTreeMap<Place, DropReason> = dropping(desired)
             .map(|d| {
                 let place = [&d.table.family, &d.table.table, d.chain].map(str::to_owned);
@@ -180,7 +181,7 @@ impl Drops {
                 ([family, table, chain, stamp(d.rule)], d.reason)
             })
             .collect();
-        let mut now: BTreeMap<Place, u64> = BTreeMap::new();
+        let mut now: BTreeMap<Place, [u64; 2]> = BTreeMap::new();
         for count in counts {
             let RuleCount {
                 family,
@@ -188,22 +189,24 @@ impl Drops {
                 chain,
                 stamp,
                 packets,
+                bytes,
             } = count;
             let place = [family, table, chain, stamp].map(Clone::clone);
-            *now.entry(place).or_default() += packets;
+            let [all, size] = now.entry(place).or_default();
+            *all += packets;
+            *size += bytes;
         }
-        let mut out = BTreeMap::new();
-        for (place, packets) in &now {
+        let mut out: BTreeMap<DropReason, [u64; 2]> = BTreeMap::new();
+        for (place, counted) in &now {
             let Some(reason) = reasons.get(place) else {
                 continue;
             };
             let before = self.0.get(place).copied().unwrap_or_default();
-            let more = if *packets >= before {
-                packets - before
-            } else {
-                *packets
-            };
-            *out.entry(*reason).or_default() += more;
+            let anew = counted[0] < before[0];
+            let sums = out.entry(*reason).or_default();
+            for (sum, (now, before)) in sums.iter_mut().zip(counted.iter().zip(before)) {
+                *sum += if anew { *now } else { now.saturating_sub(before) };
+            }
         }
         self.0 = now;
         out
@@ -213,6 +216,7 @@ impl Drops {
 #[cfg(test)]
 mod tests {
     use spillway_core::node::{compile, fixtures};
+    use spillway_crds::hub::Bandwidth;
     use spillway_dataplane::RecordingKernel;
     use spillway_telemetry::{Health, Metrics, routes, text};
 
@@ -229,6 +233,7 @@ mod tests {
                 chain: d.chain.into(),
                 stamp: stamp(d.rule),
                 packets,
+                bytes: packets * 100,
             })
             .collect()
     }
@@ -238,10 +243,10 @@ mod tests {
         let desired = compile(&fixtures::stateless_both());
         let mut drops = Drops::default();
         let mut blocked = |packets| drops.since(&desired, &counts(&desired, packets))[&DropReason::Blocked];
-        assert_eq!(blocked(10), 10, "counted before this agent began");
-        assert_eq!(blocked(12), 2);
-        assert_eq!(blocked(12), 0);
-        assert_eq!(blocked(5), 5, "the rule was written anew");
+        assert_eq!(blocked(10), [10, 1_000], "counted before this agent began");
+        assert_eq!(blocked(12), [2, 200]);
+        assert_eq!(blocked(12), [0, 0]);
+        assert_eq!(blocked(5), [5, 500], "the rule was written anew");
     }
 
     #[test]
@@ -257,7 +262,12 @@ mod tests {
         let mut book = Book::default();
         let observed = Observed::new(&mut book);
         let kernel = Arc::new(RecordingKernel::default());
-        let mut desired = compile(&fixtures::stateless_both());
+        let mut inputs = fixtures::stateless_both();
+        inputs.plan.as_mut().expect("a plan").policies[0].bandwidth = Some(Bandwidth {
+            rate: "50M".into(),
+            burst: None,
+        });
+        let mut desired = compile(&inputs);
         for n in 0..5_000_u32 {
             let address = IpAddr::from(u32::to_be_bytes(0xcb00_0000 + n));
             desired.held.insert(address, format!("g{}", n % 3));
@@ -306,6 +316,8 @@ mod tests {
                 Some(7.0),
                 "{reason:?}"
             );
+            let name = "spillway_node_dropped_bytes_total";
+            assert_eq!(read.value(name, &[("reason", reason.as_str())]), Some(700.0));
         }
         assert_eq!(
             read.value("spillway_node_applies_total", &[("result", "failed")]),

@@ -59,6 +59,8 @@ pub struct NodeMetrics {
     pub repairs: Counters<1>,
     /// `reason`.
     pub dropped: Counters<1>,
+    /// `reason`.
+    pub dropped_bytes: Counters<1>,
     /// `egress_ip`, `state`.
     pub ports: Gauges<2>,
     /// `gateway`.
@@ -119,6 +121,12 @@ impl NodeMetrics {
             dropped: book.counters(
                 "spillway_node_dropped_packets_total",
                 "Packets that the kernel dropped, by reason; its own counters, which outlive the agent",
+                ["reason"],
+                spillway_core::node::drops::DropReason::ALL.map(|r| [r.as_str()]),
+            ),
+            dropped_bytes: book.counters(
+                "spillway_node_dropped_bytes_total",
+                "Bytes of the packets that the kernel dropped, from the IP header on, by reason",
                 ["reason"],
                 spillway_core::node::drops::DropReason::ALL.map(|r| [r.as_str()]),
             ),

@@ -9,6 +9,8 @@ use super::state::DesiredState;
 pub enum DropReason {
     /// `onUnavailable: Block`: none of the policy's gateways can be reached, or the node has no ports of the egress IP.
     Blocked,
+    /// The policy's pods have sent what they may (`bandwidth`).
+    Bandwidth,
     /// It would have left with an address or port that isn't what its policy says. A guard caught it.
     Leak,
     /// It would have entered the tunnel without belonging there. The node's own neighbour discovery does so now and then.
@@ -38,8 +40,9 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Blocked,
+        Self::Bandwidth,
         Self::Leak,
         Self::TunnelExit,
         Self::Sealed,
@@ -58,6 +61,7 @@ impl DropReason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Blocked => "blocked",
+            Self::Bandwidth => "bandwidth",
             Self::Leak => "leak",
             Self::TunnelExit => "tunnel_exit",
             Self::Sealed => "sealed",
@@ -113,8 +117,8 @@ pub fn dropping(state: &DesiredState) -> impl Iterator<Item = Dropping<'_>> {
 /// By chain; where a chain drops for several reasons, by what the rule looks at.
 fn reason(chain: &str, rule: &str) -> DropReason {
     use DropReason::{
-        Blocked, Forged, Invalid, Inward, Leak, NoConnection, NobodysPort, OtherIdentity, TunnelExit,
-        Ungranted, UnsupportedProtocol, WrongPort,
+        Bandwidth, Blocked, Forged, Invalid, Inward, Leak, NoConnection, NobodysPort, OtherIdentity,
+        TunnelExit, Ungranted, UnsupportedProtocol, WrongPort,
     };
     let looks_at = |what: &str| rule.contains(what);
     match chain {
@@ -128,6 +132,7 @@ fn reason(chain: &str, rule: &str) -> DropReason {
         "arrive" | "transit" | "to_eip" => Inward,
         "replies" | "steer" => NobodysPort,
         "own_ports" => WrongPort,
+        _ if chain.starts_with("limit_") => Bandwidth,
         _ if chain.starts_with("egress_") => match rule {
             "counter drop" => OtherIdentity,
             _ if looks_at("ct state") => Invalid,
@@ -143,13 +148,21 @@ fn reason(chain: &str, rule: &str) -> DropReason {
 mod tests {
     use std::collections::BTreeSet;
 
+    use spillway_crds::hub::Bandwidth;
+
     use super::*;
     use crate::node::{compile, fixtures};
 
     #[test]
     fn every_drop_counts_and_every_reason_has_a_rule() {
         let mut seen = BTreeSet::new();
+        let mut metered = fixtures::source();
+        metered.plan.as_mut().expect("a plan").policies[0].bandwidth = Some(Bandwidth {
+            rate: "50M".into(),
+            burst: None,
+        });
         for inputs in [
+            metered,
             fixtures::source(),
             fixtures::gateway(),
             fixtures::both(),

@@ -163,6 +163,7 @@ pub fn bank() -> PlannedPolicySpec {
             except: vec!["198.51.100.9/32".into()],
             ports: Vec::new(),
         },
+        bandwidth: None,
         through: vec![PlannedThrough {
             gateway: "frankfurt".into(),
             identity: 7,

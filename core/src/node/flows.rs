@@ -5,11 +5,14 @@
 //! guards for ever), so its entry is deleted: the next packet starts the connection anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use spillway_crds::hub::PortRange;
+use spillway_crds::member::PolicyRef;
 
 use super::interval::Interval;
 use super::outcome::Outcome;
@@ -22,11 +25,34 @@ pub enum Verdict {
     /// It leaves with this identity if its flow begins now. A flow that began under another of the same policy whose
     /// gateway is there as well goes on as it began.
     Prefer(u16, Others),
+    /// The same, as far as what its policy's pods may send isn't used up; else it is dropped.
+    Metered(Meter, u16, Others),
     /// It is dropped.
     Block,
     /// It is dropped until one of these identities' gateways is back. Their flows' entries stay, so that they can go
     /// on then.
     Wait(Others),
+}
+
+/// Which limit a packet counts against: one a policy.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Meter([u8; 6]);
+
+impl Meter {
+    /// The limit of `policy`. Named by the policy alone, so that an edit of anything else leaves it and what it has saved up.
+    pub fn of(policy: &PolicyRef) -> Self {
+        let namespace = policy.namespace.as_deref().unwrap_or_default();
+        let digest = Sha256::digest(format!("{namespace}/{}", policy.name));
+        let mut name = [0; 6];
+        name.copy_from_slice(&digest[..6]);
+        Self(name)
+    }
+}
+
+impl fmt::Display for Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
 }
 
 /// Further identities of a policy, at most as many as a policy has gateways.
@@ -55,7 +81,7 @@ impl Verdict {
     pub fn identities(self) -> impl Iterator<Item = u16> {
         let (first, others) = match self {
             Self::Identity(id) => (Some(id), Others::default()),
-            Self::Prefer(id, others) => (Some(id), others),
+            Self::Prefer(id, others) | Self::Metered(_, id, others) => (Some(id), others),
             Self::Block | Self::Wait(_) => (None, Others::default()),
         };
         first.into_iter().chain(others.iter())

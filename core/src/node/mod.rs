@@ -19,6 +19,8 @@
 //!            └► drops    which rule drops for which reason
 //! ```
 
+#[cfg(test)]
+mod bandwidth_tests;
 mod carried;
 mod compile;
 pub mod drops;

@@ -75,6 +75,7 @@ prop_compose! {
             pods: fixtures::app(&app),
             sources: sources.map(|cidrs| Sources { cidrs: vec![cidrs] }),
             to: Destinations { cidrs, except, ports },
+            bandwidth: None,
             through: through
                 .into_iter()
                 .map(|g| PlannedThrough { gateway: format!("g{g}"), identity: identity(g) })

@@ -10,7 +10,7 @@ use spillway_crds::member::{NodeRef, PlannedGatewaySpec, PlannedPolicySpec, Plan
 
 use super::exits::{Exit, exit, hops};
 use super::flatten::{Claim, both, flatten};
-use super::flows::Verdict;
+use super::flows::{Meter, Others, Verdict};
 use super::forwarded::Forwarded;
 use super::gateways::is_source_node;
 use super::guard::certain;
@@ -20,6 +20,7 @@ use super::outcome::Outcome;
 use super::own::Own;
 use super::peers::{Peer, Peers};
 use super::sandbox::settled;
+use crate::bandwidth::{self, Limit};
 use crate::order::rank;
 use crate::ports::{self, PortClaim};
 
@@ -48,6 +49,8 @@ pub(super) struct Selection {
     pub(super) pods: BTreeMap<IpAddr, String>,
     /// Classes by name.
     pub(super) classes: BTreeMap<String, Class>,
+    /// How much what counts against each meter may come to.
+    pub(super) meters: BTreeMap<Meter, Limit>,
     /// Addresses of pods that no policy selects.
     pub(super) bystanders: BTreeSet<IpAddr>,
     /// Those of them that can't be anybody else's by now.
@@ -156,6 +159,9 @@ pub(super) fn select(ways: &Ways) -> Selection {
         }
         let name = class_name(chosen.iter().map(|i| policies[*i]));
         names.insert(chosen.clone(), name.clone());
+        selection
+            .meters
+            .extend(chosen.iter().filter_map(|i| meter(policies[*i])));
         selection.pods.insert(address, name.clone());
         selection.classes.entry(name).or_insert_with(|| {
             let claims = |family| {
@@ -255,6 +261,12 @@ fn blocked(policy: &PlannedPolicySpec) -> Option<Verdict> {
     (policy.on_unavailable == OnUnavailable::Block).then_some(Verdict::Block)
 }
 
+/// The meter of a policy whose pods may send so much only. What can't be read the hub has refused, and limits nothing.
+fn meter(policy: &PlannedPolicySpec) -> Option<(Meter, Limit)> {
+    let limit = bandwidth::parse(policy.bandwidth.as_ref()?).ok()?;
+    Some((Meter::of(&policy.source), limit))
+}
+
 /// A name that depends on the policies' names alone, so that a policy's edit changes a map's elements and
 /// neither chains nor the pods' map.
 fn class_name<'a>(policies: impl Iterator<Item = &'a PlannedPolicySpec>) -> String {
@@ -285,6 +297,15 @@ impl Ways<'_> {
     /// has no address of the family, or this node no port of that address, they are dropped, whatever
     /// `onUnavailable` says: the gateway is there, and no other address is the right one.
     pub(super) fn resolve(&self, policy: &PlannedPolicySpec, family: Family) -> Option<Verdict> {
+        let verdict = self.unmetered(policy, family)?;
+        Some(match (meter(policy), verdict) {
+            (Some((meter, _)), Verdict::Identity(id)) => Verdict::Metered(meter, id, Others::default()),
+            (Some((meter, _)), Verdict::Prefer(id, others)) => Verdict::Metered(meter, id, others),
+            (_, verdict) => verdict,
+        })
+    }
+
+    fn unmetered(&self, policy: &PlannedPolicySpec, family: Family) -> Option<Verdict> {
         let mut there: Vec<(u16, bool)> = policy
             .through
             .iter()

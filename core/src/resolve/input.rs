@@ -8,9 +8,9 @@ use spillway_crds::LabelSelector;
 use spillway_crds::address::PrefixPair;
 use spillway_crds::condition::ConditionType;
 use spillway_crds::hub::{
-    AddressSlices, Destinations, EgressGateway, EgressGatewaySpec, Encryption, FederatedClusterEgressPolicy,
-    FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable, PlanProgress, PolicyStatus,
-    Reachability, ResolvedEgress, Sources, Through,
+    AddressSlices, Bandwidth, Destinations, EgressGateway, EgressGatewaySpec, Encryption,
+    FederatedClusterEgressPolicy, FederatedEgressPolicy, IdentityRecord, Member, MemberNode, OnUnavailable,
+    PlanProgress, PolicyStatus, Reachability, ResolvedEgress, Sources, Through,
 };
 use spillway_crds::member::{NodeRef, PolicyRef, Tunnel};
 
@@ -109,6 +109,8 @@ pub struct PolicyInput {
     pub priority: i32,
     /// Gateways in order of preference.
     pub through: Vec<Through>,
+    /// How much its pods may send on each node.
+    pub bandwidth: Option<Bandwidth>,
     /// What happens while none is available.
     pub on_unavailable: OnUnavailable,
     /// What it leaves with, as recorded in its status, or as it was before somebody wiped that.
@@ -181,6 +183,7 @@ impl From<&FederatedEgressPolicy> for PolicyInput {
             to: p.spec.to.clone(),
             priority: p.spec.priority,
             through: p.spec.through.clone(),
+            bandwidth: p.spec.bandwidth.clone(),
             on_unavailable: p.spec.on_unavailable,
             held: held(p.status.as_ref()),
         }
@@ -202,6 +205,7 @@ impl From<&FederatedClusterEgressPolicy> for PolicyInput {
             to: p.spec.to.clone(),
             priority: p.spec.priority,
             through: p.spec.through.clone(),
+            bandwidth: p.spec.bandwidth.clone(),
             on_unavailable: p.spec.on_unavailable,
             held: held(p.status.as_ref()),
         }

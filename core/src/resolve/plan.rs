@@ -200,6 +200,7 @@ impl<'a> Maker<'a, '_> {
             priority: input.priority,
             sources: policy.sources.clone(),
             to: policy.to.clone(),
+            bandwidth: policy.bandwidth.cloned(),
             through: policy
                 .through
                 .iter()

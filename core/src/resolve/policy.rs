@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use spillway_crds::hub::{
-    Allocated, Allocation, DestinationPort, Destinations, IdentityRecord, ResolvedEgress, Sources, Through,
+    Allocated, Allocation, Bandwidth, DestinationPort, Destinations, IdentityRecord, ResolvedEgress, Sources,
+    Through,
 };
 use spillway_crds::member::PolicyRef;
 
@@ -12,6 +13,7 @@ use super::gateway::Gateways;
 use super::{Fault, FederationState, MemberInput, PolicyInput};
 use crate::address::{Addresses, parse_prefix};
 use crate::alloc::{self, Egress, Memory};
+use crate::bandwidth;
 use crate::eip::{Denial, Grant, Held, Request, Supply, allocate};
 use crate::ports::{self, PortClaim};
 
@@ -39,6 +41,8 @@ pub(super) struct Policy<'a> {
     pub(super) to: Destinations,
     /// What of its sources could be read; `None` where it names none, and where none could.
     pub(super) sources: Option<Sources>,
+    /// How much its pods may send on each node, where that could be read.
+    pub(super) bandwidth: Option<&'a Bandwidth>,
     /// True where some of each could. Where none could, nobody knows what it was meant to take: it is planned as if it
     /// named none, and without a gateway, so that its `onUnavailable` rules.
     pub(super) readable: bool,
@@ -197,6 +201,17 @@ impl<'a> Policy<'a> {
             cidrs: texts(prefixes("sources.cidrs", &s.cidrs, &mut faults)),
         });
         check_families(&cidrs, &through, gateways, &mut faults);
+        let bandwidth = input
+            .bandwidth
+            .as_ref()
+            .filter(|given| match bandwidth::parse(given) {
+                Ok(_) => true,
+                Err(bad) => {
+                    let message = format!("spec.bandwidth.{bad}; until it is corrected nothing is limited");
+                    faults.push(Fault::new("InvalidBandwidth", message));
+                    false
+                }
+            });
         // An empty list means everything, so a list of which nothing could be read must not become one.
         let somewhere = input.to.cidrs.is_empty() || !cidrs.is_empty();
         let somebody = sources.as_ref().is_none_or(|s| !s.cidrs.is_empty());
@@ -241,6 +256,7 @@ impl<'a> Policy<'a> {
             chosen,
             to,
             sources: sources.filter(|_| somebody),
+            bandwidth,
             readable: somewhere && somebody && some_port,
         }
     }

@@ -49,6 +49,12 @@ use crate::selector::LabelSelector;
         priority = "1"
     ),
     printcolumn(
+        name = "Bandwidth",
+        type_ = "string",
+        json_path = ".spec.bandwidth.rate",
+        priority = "1"
+    ),
+    printcolumn(
         name = "Reason",
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Accepted')].reason",
@@ -79,6 +85,9 @@ pub struct FederatedEgressPolicySpec {
     /// Gateways in order of preference: the first that has a ready node carries the traffic.
     #[schemars(length(min = 1, max = 8))]
     pub through: Vec<Through>,
+    /// How much the policy's pods may send, on each node by itself; absent: as much as they can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
     /// What happens to the pods' packets while no gateway of `through` is available.
     #[serde(default)]
     pub on_unavailable: OnUnavailable,
@@ -123,6 +132,12 @@ pub struct FederatedEgressPolicySpec {
         priority = "1"
     ),
     printcolumn(
+        name = "Bandwidth",
+        type_ = "string",
+        json_path = ".spec.bandwidth.rate",
+        priority = "1"
+    ),
+    printcolumn(
         name = "Reason",
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Accepted')].reason",
@@ -156,6 +171,9 @@ pub struct FederatedClusterEgressPolicySpec {
     /// Gateways in order of preference: the first that has a ready node carries the traffic.
     #[schemars(length(min = 1, max = 8))]
     pub through: Vec<Through>,
+    /// How much the policy's pods may send, on each node by itself; absent: as much as they can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
     /// What happens to the pods' packets while no gateway of `through` is available.
     #[serde(default)]
     pub on_unavailable: OnUnavailable,
@@ -240,6 +258,24 @@ pub enum Protocol {
     Sctp,
     /// ICMP, or ICMPv6 over IPv6.
     Icmp,
+}
+
+/// How much all pods of a policy on one node may send together. What is more is dropped, not queued: TCP adapts to that.
+/// What they receive isn't limited.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.rate.matches('^([1-9][0-9]{0,4}M|[1-9][0-9]?G|100G)$')").message("bandwidth.rate is in bits a second, from 1M to 100G, such as 50M"),
+    validation = Rule::new("!has(self.burst) || self.burst.matches('^([1-9][0-9]{0,3}M|[1-9]G)$')").message("bandwidth.burst is in bits, from 1M to 9G, such as 20M")
+)]
+pub struct Bandwidth {
+    /// Bits a second, of whole packets from the IP header on: `1M` to `100G`. M is 1,000,000 and G 1,000,000,000.
+    #[schemars(length(max = 8))]
+    pub rate: String,
+    /// Bits that may pass at once after a pause, besides what `rate` gives for one second: `1M` to `9G`. None where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    pub burst: Option<String>,
 }
 
 /// One gateway that a policy may use.

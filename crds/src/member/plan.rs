@@ -10,7 +10,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{AddressPair, PrefixPair};
-use crate::hub::{AddressPin, AddressSlices, Destinations, OnUnavailable, Sources, Translation, is_default};
+use crate::hub::{
+    AddressPin, AddressSlices, Bandwidth, Destinations, OnUnavailable, Sources, Translation, is_default,
+};
 use crate::selector::LabelSelector;
 
 /// The plan's head. Named `current`; absent until the hub's first plan was accepted.
@@ -155,6 +157,9 @@ pub struct PlannedPolicySpec {
     /// Destinations, validated by the hub.
     #[serde(default)]
     pub to: Destinations,
+    /// How much the policy's pods may send, on each node by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
     /// Egress identities in order of preference. Empty where no gateway of the policy exists any more:
     /// `on_unavailable` then rules.
     #[serde(default)]

@@ -46,6 +46,7 @@ fn count(rule: &Value) -> Option<RuleCount> {
         chain: text("chain")?,
         stamp: text("comment")?,
         packets: counter.get("packets")?.as_u64()?,
+        bytes: counter.get("bytes")?.as_u64()?,
     })
 }
 
@@ -65,7 +66,8 @@ mod tests {
         let [count] = &counts[..] else {
             panic!("{counts:?}")
         };
-        assert_eq!((count.stamp.as_str(), count.packets), ("sw:abc", 5));
+        let seen = (count.stamp.as_str(), count.packets, count.bytes);
+        assert_eq!(seen, ("sw:abc", 5, 9));
         assert!(read("{}").is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::words::{WORDS, Words};
 use super::{IDENTITY_MASK, Parts, TAG_MASK, identity};
+use crate::bandwidth::Limit;
 use crate::node::flows::{Verdict, connection_mark};
 
 /// Destinations that are no single host elsewhere.
@@ -52,17 +53,33 @@ impl Parts<'_> {
         rules
     }
 
-    /// The chain of a verdict under which flows of several identities live, if it needs one.
+    /// The chain of a verdict under which flows of several identities live, or that only so much comes under, if it needs one.
     pub(super) fn prefer(verdict: Verdict) -> Option<(String, Vec<String>)> {
-        let Verdict::Prefer(id, others) = verdict else {
-            return None;
+        let (meter, id, others) = match verdict {
+            Verdict::Prefer(id, others) => (None, id, others),
+            Verdict::Metered(meter, id, others) => (Some(meter), id, others),
+            _ => return None,
         };
         let began = |other| {
             let mark = connection_mark(other);
             format!("{} == {mark:#010x} goto egress_{other}", identity())
         };
+        let metered = meter.map(|m| format!("jump limit_{m}"));
         let rules = others.iter().map(began).chain([format!("goto egress_{id}")]);
-        Some((goto(verdict), rules.collect()))
+        Some((goto(verdict), metered.into_iter().chain(rules).collect()))
+    }
+
+    /// Drops what is more than a policy's pods may send. A rule has one bucket, so all that counts against one limit comes by
+    /// here. The bucket holds what the rate gives for a second, and the burst (`nft_limit_init()` in
+    /// net/netfilter/nft_limit.c).
+    pub(super) fn limit(limit: Limit) -> Vec<String> {
+        let Limit { rate, burst } = limit;
+        let burst = if burst == 0 {
+            String::new()
+        } else {
+            format!(" burst {burst} bytes")
+        };
+        vec![format!("limit rate over {rate} bytes/second{burst} counter drop")]
     }
 
     pub(super) fn egress(&self, id: u16) -> Vec<String> {
@@ -107,6 +124,9 @@ pub(super) fn goto(verdict: Verdict) -> String {
         Verdict::Prefer(..) => verdict
             .identities()
             .fold("prefer".into(), |name, id| format!("{name}_{id}")),
+        Verdict::Metered(meter, ..) => verdict
+            .identities()
+            .fold(format!("meter_{meter}"), |name, id| format!("{name}_{id}")),
         Verdict::Block | Verdict::Wait(_) => "blocked".into(),
     }
 }

@@ -5,7 +5,8 @@
 //!                              stateless gateway, in either direction
 //!             arrive -160      from the tunnel: grant checked; identity from packet mark to connection mark
 //!             classify -90     after everyone's DNAT: selected pod and destination → egress_ID, prefer_… or blocked, by
-//!                              way of ports_… where policies name ports;
+//!                              way of ports_… where policies name ports, and of meter_… and limit_… where pods may send
+//!                              so much only;
 //!                              with the guard, a pod that isn't known → unknown
 //! input       tunnel_input     tunnel packets that don't come from a peer, or not from the one whose MAC they bear,
 //!                              are dropped before decapsulation
@@ -150,6 +151,9 @@ impl Parts<'_> {
             for (name, rules) in class.verdicts().filter_map(Self::prefer) {
                 plain(name, rules);
             }
+        }
+        for (meter, limit) in &self.selection.meters {
+            plain(format!("limit_{meter}"), Self::limit(*limit));
         }
         for id in self.selection.identities() {
             plain(format!("egress_{id}"), self.egress(id));

@@ -1,6 +1,7 @@
 //! Group `parity`: what people know from the egress gateways of single clusters.
 
 mod addresses;
+mod bandwidth;
 mod node_ip;
 mod ports;
 
@@ -11,6 +12,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!("parity", ports::each_port_leaves_as_its_policy_says),
         scenario!("parity", addresses::addresses_are_given_kept_and_reserved),
+        scenario!("parity", bandwidth::pods_of_a_node_share_their_policys_bandwidth),
         scenario!("parity", node_ip::nodes_lend_their_own_addresses),
     ]
 }
