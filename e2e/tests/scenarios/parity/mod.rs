@@ -3,6 +3,7 @@
 mod addresses;
 mod bandwidth;
 mod node_ip;
+mod overlap;
 mod ports;
 
 use crate::shared::{Scenario, scenario};
@@ -14,5 +15,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!("parity", addresses::addresses_are_given_kept_and_reserved),
         scenario!("parity", bandwidth::pods_of_a_node_share_their_policys_bandwidth),
         scenario!("parity", node_ip::nodes_lend_their_own_addresses),
+        scenario!("parity", overlap::whoever_wins_is_whom_the_documentation_names),
     ]
 }
