@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use spillway_crds::hub::{MemberNode, Translation};
 use spillway_crds::member::{GatewayNode, GatewayNodeState, NodeRef};
 
-use super::{Fault, Federation, GatewayInput, MemberInput, pins};
+use super::{Fault, Federation, GatewayInput, MemberInput, PolicyInput, pins};
 use crate::address::{Addresses, Pool, Problem};
 use crate::alloc::{Egress, MemberBlock};
 use crate::plan::Digest;
@@ -197,6 +197,19 @@ impl<'a> Gateway<'a> {
         let mut nodes = self.hosts.values().flatten().peekable();
         let has = |n: &&MemberNode| own_addresses(n).iter().any(|a| a.is_ipv6() == v6);
         self.node_ip() && (nodes.peek().is_none() || nodes.any(has))
+    }
+
+    /// Whether `policy` may use it in `member`.
+    pub(super) fn grants(&self, policy: &PolicyInput, member: &MemberInput) -> bool {
+        let Some(entries) = &self.input.spec.allow else {
+            return true;
+        };
+        entries.iter().any(|entry| {
+            let named = |ns: &String| entry.namespaces.contains(ns);
+            let all = entry.namespaces.is_empty();
+            let whose = all || policy.source.namespace.as_ref().is_some_and(named);
+            whose && entry.members.matches(&member.labels)
+        })
     }
 
     /// Its ready nodes, best first.

@@ -56,7 +56,8 @@ pub(super) fn plans<'a>(
         if !policy.readable {
             continue;
         }
-        for (egress, chosen) in policy.through.iter().zip(&policy.chosen) {
+        let entries = policy.through.iter().zip(&policy.chosen);
+        for ((egress, chosen), users) in entries.zip(&policy.users) {
             if chosen.fresh || identities.awaited(egress) {
                 let hosts = gateways
                     .get(&egress.gateway)
@@ -64,12 +65,8 @@ pub(super) fn plans<'a>(
                     .flat_map(|g| g.hosts.keys());
                 waiting.extend(policy.selected.iter().chain(hosts).map(|m| (*m).to_owned()));
             }
-            usage
-                .gateways
-                .entry(&egress.gateway)
-                .or_default()
-                .extend(&policy.selected);
-            usage.egress.entry(egress).or_default().extend(&policy.selected);
+            usage.gateways.entry(&egress.gateway).or_default().extend(users);
+            usage.egress.entry(egress).or_default().extend(users);
         }
     }
     // Whoever has ports of a gateway, be it only for connections of a policy that is gone, is its user.
@@ -121,7 +118,7 @@ struct Maker<'a, 'b> {
     encrypted: Encrypted<'a>,
     reach: Reach<'a>,
     usage: Usage<'a>,
-    /// Policies as all their members get them.
+    /// Policies that all their members get alike.
     prepared: BTreeMap<&'a PolicyRef, Prepared>,
 }
 
@@ -129,7 +126,8 @@ impl<'a> Maker<'a, '_> {
     fn prepare(mut self, policies: &'a Policies<'a>) -> Self {
         self.prepared = policies
             .iter()
-            .map(|p| (&p.input.source, Resource::Policy(self.policy(p)).into()))
+            .filter(|p| p.users.iter().all(|users| *users == p.selected))
+            .map(|p| (&p.input.source, Resource::Policy(self.policy(p, None)).into()))
             .collect();
         self
     }
@@ -184,13 +182,16 @@ impl<'a> Maker<'a, '_> {
                 .into_iter()
                 .map(|(name, nodes)| Resource::Peer(self.peer(member, name, nodes))),
         );
-        let own = own
-            .iter()
-            .filter_map(|p| self.prepared.get(&p.input.source).cloned());
+        let own = own.iter().map(|p| {
+            let prepared = self.prepared.get(&p.input.source).cloned();
+            prepared.unwrap_or_else(|| Resource::Policy(self.policy(p, Some(member))).into())
+        });
         resources.into_iter().map(Prepared::from).chain(own).collect()
     }
 
-    fn policy(&self, policy: &Policy<'a>) -> PlannedPolicySpec {
+    /// As all of its members get it, or as the one does that is given.
+    fn policy(&self, policy: &Policy<'a>, member: Option<&str>) -> PlannedPolicySpec {
+        let may = |users: &Vec<&str>| member.is_none_or(|m| users.contains(&m));
         let input = policy.input;
         PlannedPolicySpec {
             source: input.source.clone(),
@@ -204,8 +205,9 @@ impl<'a> Maker<'a, '_> {
             through: policy
                 .through
                 .iter()
-                .filter(|_| policy.readable)
-                .filter_map(|e| {
+                .zip(&policy.users)
+                .filter(|(_, users)| policy.readable && may(users))
+                .filter_map(|(e, _)| {
                     Some(PlannedThrough {
                         gateway: e.gateway.clone(),
                         identity: self.identities.get(e)?,

@@ -9,7 +9,8 @@ use spillway_crds::hub::{
 };
 use spillway_crds::member::PolicyRef;
 
-use super::gateway::Gateways;
+use super::gateway::{Gateway, Gateways};
+use super::status::MAX_NAMES;
 use super::{Fault, FederationState, MemberInput, PolicyInput};
 use crate::address::{Addresses, parse_prefix};
 use crate::alloc::{self, Egress, Memory};
@@ -37,6 +38,8 @@ pub(super) struct Policy<'a> {
     pub(super) through: Vec<Egress>,
     /// How each of these was chosen.
     pub(super) chosen: Vec<Chosen>,
+    /// Selected members that may use each of these, sorted.
+    pub(super) users: Vec<Vec<&'a str>>,
     /// What of its destinations could be read.
     pub(super) to: Destinations,
     /// What of its sources could be read; `None` where it names none, and where none could.
@@ -93,7 +96,7 @@ impl<'a> Policies<'a> {
         gateways: &Gateways<'a>,
     ) -> Self {
         let inputs: BTreeMap<_, _> = state.policies.iter().map(|p| (&p.source, p)).collect();
-        let grants = grants(inputs.values().copied(), gateways);
+        let grants = grants(inputs.values().copied(), members, gateways);
         let by_source = inputs
             .into_iter()
             .map(|(source, p)| (source, Policy::new(p, members, gateways, &grants)))
@@ -167,7 +170,8 @@ impl<'a> Policy<'a> {
         grants: &Grants<'a>,
     ) -> Self {
         let mut faults = Vec::new();
-        let (mut through, mut chosen) = (Vec::new(), Vec::new());
+        let (mut through, mut chosen, mut users) = (Vec::new(), Vec::new(), Vec::new());
+        let selected = selected(input, members);
         for (i, entry) in input.through.iter().enumerate() {
             if input.through[..i].iter().any(|e| e.gateway == entry.gateway) {
                 faults.push(Fault::new(
@@ -179,11 +183,23 @@ impl<'a> Policy<'a> {
                 ));
                 continue;
             }
+            let may = match gateways.get(&entry.gateway) {
+                Some(gateway) => {
+                    let may = granted(input, &selected, members, gateway);
+                    faults.extend(ungranted(i, input, gateway, &selected, &may));
+                    if may.is_empty() && !selected.is_empty() {
+                        continue;
+                    }
+                    may
+                }
+                None => selected.clone(),
+            };
             let grant = grants.get(&(&input.source, entry.gateway.as_str()));
             match egress(i, entry, gateways, grant) {
                 Ok((egress, how)) => {
                     through.push(egress);
                     chosen.push(how);
+                    users.push(may);
                 }
                 Err(fault) => faults.push(fault),
             }
@@ -243,17 +259,13 @@ impl<'a> Policy<'a> {
             except: texts(except),
             ports,
         };
-        let selected = members
-            .iter()
-            .filter(|(_, m)| input.members.matches(&m.labels))
-            .map(|(name, _)| *name)
-            .collect();
         Self {
             input,
             selected,
             faults,
             through,
             chosen,
+            users,
             to,
             sources: sources.filter(|_| somebody),
             bandwidth,
@@ -262,12 +274,73 @@ impl<'a> Policy<'a> {
     }
 }
 
-/// Hands out every gateway's addresses.
-fn grants<'a>(policies: impl Iterator<Item = &'a PolicyInput>, gateways: &Gateways<'a>) -> Grants<'a> {
+/// Members that a policy selects, sorted.
+fn selected<'a>(input: &PolicyInput, members: &BTreeMap<&'a str, &'a MemberInput>) -> Vec<&'a str> {
+    let selected = members.iter().filter(|(_, m)| input.members.matches(&m.labels));
+    selected.map(|(name, _)| *name).collect()
+}
+
+/// Those of `selected` in which the policy may use a gateway.
+fn granted<'a>(
+    input: &PolicyInput,
+    selected: &[&'a str],
+    members: &BTreeMap<&'a str, &'a MemberInput>,
+    gateway: &Gateway<'_>,
+) -> Vec<&'a str> {
+    let may = |name: &&&str| members.get(**name).is_some_and(|m| gateway.grants(input, m));
+    selected.iter().filter(may).copied().collect()
+}
+
+/// Where a policy may not use what it names.
+fn ungranted(
+    i: usize,
+    input: &PolicyInput,
+    gateway: &Gateway<'_>,
+    selected: &[&str],
+    may: &[&str],
+) -> Option<Fault> {
+    let denied: Vec<_> = selected.iter().filter(|m| !may.contains(m)).copied().collect();
+    if denied.is_empty() {
+        return None;
+    }
+    let whose = match &input.source.namespace {
+        Some(namespace) => format!("policies of namespace {namespace}"),
+        None => "cluster-wide policies".into(),
+    };
+    let more = match denied.len().saturating_sub(MAX_NAMES) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let names = denied
+        .iter()
+        .take(MAX_NAMES)
+        .copied()
+        .collect::<Vec<_>>()
+        .join(", ");
+    Some(Fault::new(
+        "NotGranted",
+        format!(
+            "spec.through[{i}].gateway: EgressGateway {:?} isn't granted to {whose} in {names}{more}; ask whoever owns it for an entry in its spec.allow, or select other members. There it is as if the entry were missing",
+            gateway.input.name
+        ),
+    ))
+}
+
+/// Hands out every gateway's addresses, to those who may use it.
+fn grants<'a>(
+    policies: impl Iterator<Item = &'a PolicyInput>,
+    members: &BTreeMap<&'a str, &'a MemberInput>,
+    gateways: &Gateways<'a>,
+) -> Grants<'a> {
     let mut requests: BTreeMap<&str, Vec<Request<'a>>> = BTreeMap::new();
     for policy in policies {
         let mut asked = BTreeSet::new();
-        for entry in &policy.through {
+        let selected = selected(policy, members);
+        let denied = |entry: &Through| {
+            let gateway = gateways.get(&entry.gateway);
+            !selected.is_empty() && gateway.is_some_and(|g| granted(policy, &selected, members, g).is_empty())
+        };
+        for entry in policy.through.iter().filter(|e| !denied(e)) {
             let fixed = entry
                 .egress_ip
                 .as_ref()

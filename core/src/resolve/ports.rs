@@ -89,7 +89,7 @@ impl<'a> Lacking<'a> {
     /// Looks at gateways that are expected to work: of others nothing is.
     pub(super) fn of(view: &View<'a, '_>, policy: &Policy<'a>) -> Self {
         let mut out = Self::default();
-        for egress in &policy.through {
+        for (egress, users) in policy.through.iter().zip(&policy.users) {
             let Some(gateway) = view.gateways.get(&egress.gateway) else {
                 continue;
             };
@@ -99,7 +99,7 @@ impl<'a> Lacking<'a> {
             let shortage = view.allotted.get(&egress.gateway).map(|a| &a.shortage);
             for address in egress.addresses.iter() {
                 let without = shortage.and_then(|s| s.get(&address)).map(|s| &s.without);
-                for member in &policy.selected {
+                for member in users {
                     for node in view.nodes.get(member).into_iter().flat_map(BTreeMap::keys) {
                         let node = NodeRef::new(*member, *node);
                         let slice = view.slices.of(&egress.gateway, address, &node);

@@ -153,10 +153,10 @@ impl<'a> Allotter<'a, '_> {
     pub(super) fn run(&self, gateways: &Gateways<'a>) -> BTreeMap<String, Allotted> {
         let mut claims: BTreeMap<&str, BTreeMap<IpAddr, BTreeSet<&str>>> = BTreeMap::new();
         for policy in self.policies.iter().filter(|p| p.readable) {
-            for egress in &policy.through {
+            for (egress, users) in policy.through.iter().zip(&policy.users) {
                 let by_address = claims.entry(&egress.gateway).or_default();
                 for address in egress.addresses.iter() {
-                    by_address.entry(address).or_default().extend(&policy.selected);
+                    by_address.entry(address).or_default().extend(users);
                 }
             }
         }

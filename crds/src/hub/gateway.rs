@@ -51,9 +51,26 @@ pub struct EgressGatewaySpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address"])
     )]
     pub pins: Vec<AddressPin>,
+    /// Whose policies may use the gateway: those that some entry grants. Absent: everybody's; without any entry: nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub allow: Option<Vec<GatewayGrant>>,
     /// Which of the gateway's paths are encrypted; the hub's own setting where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
+}
+
+/// Who may use a gateway.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayGrant {
+    /// Members whose pods may, by the labels of the `Member` objects; empty grants it to all.
+    #[serde(default)]
+    pub members: LabelSelector,
+    /// Namespaces whose policies may. Empty: all, and cluster-wide policies, which no entry with namespaces is for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    pub namespaces: Vec<String>,
 }
 
 /// An egress IP and the node that is to answer for it.

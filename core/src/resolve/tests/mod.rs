@@ -2,6 +2,7 @@
 
 mod eips;
 mod faults;
+mod grants;
 mod node_ip;
 mod paths;
 mod pins;

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod bandwidth;
+mod grants;
 mod node_ip;
 mod overlap;
 mod ports;
@@ -14,6 +15,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!("parity", ports::each_port_leaves_as_its_policy_says),
         scenario!("parity", addresses::addresses_are_given_kept_and_reserved),
         scenario!("parity", bandwidth::pods_of_a_node_share_their_policys_bandwidth),
+        scenario!("parity", grants::a_gateway_is_used_by_whom_it_is_granted_to),
         scenario!("parity", node_ip::nodes_lend_their_own_addresses),
         scenario!("parity", overlap::whoever_wins_is_whom_the_documentation_names),
     ]
