@@ -177,6 +177,13 @@ impl Peer {
         }
     }
 
+    /// It answers, and says that it has only left its place to others. What this node remembers of it doesn't matter, so
+    /// that all who hear it agree.
+    pub(super) fn yielding(&self) -> bool {
+        let answers = matches!(self.state, State::Alive | State::HeldDown { .. });
+        answers && self.said.ready && self.said.yielding
+    }
+
     pub(super) fn dead(&self) -> bool {
         matches!(self.state, State::Dead { .. })
     }

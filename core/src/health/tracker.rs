@@ -324,13 +324,18 @@ impl Tracker {
             alive: of(&alive),
             dead: of(&Peer::dead),
             retiring: of(&|p| p.retiring() && !alive(p)),
+            yielding: of(&Peer::yielding),
             kept: BTreeSet::new(),
             heard_anew: self.heard_anew,
         };
         if self.role.gateway {
+            let said = self.say(&self.role.me);
+            if said.ready && said.yielding {
+                liveness.yielding.insert(self.role.me.clone());
+            }
             let set = if self.own.condition.unusable() {
                 &mut liveness.dead
-            } else if self.say(&self.role.me).usable() {
+            } else if said.usable() {
                 &mut liveness.alive
             } else {
                 &mut liveness.retiring

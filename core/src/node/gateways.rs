@@ -21,6 +21,10 @@ pub struct Liveness {
     pub dead: BTreeSet<NodeRef>,
     /// Nodes that answer and ask to be left: they forward what reaches them and take nothing new.
     pub retiring: BTreeSet<NodeRef>,
+    /// Those of them that only leave their place to better ones, since a colleague doesn't count them yet. They haven't
+    /// failed lately.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub yielding: BTreeSet<NodeRef>,
     /// Egress IPs that this node goes on answering for though another is to hold them, until that one says that it
     /// does.
     pub kept: BTreeSet<IpAddr>,
@@ -36,6 +40,8 @@ enum Rank {
     Answers,
     /// Its cluster says so. It may not have heard of the gateway yet, and would drop what is sent to it.
     Promised,
+    /// It leaves its place to those, and to no others.
+    Yields,
     /// It asks to be left, or is to be.
     Retires,
 }
@@ -46,8 +52,12 @@ impl Liveness {
         if self.dead.contains(node) {
             return None;
         }
-        if self.retiring.contains(node) || state == GatewayNodeState::Draining {
+        if state == GatewayNodeState::Draining {
             return Some(Rank::Retires);
+        }
+        if self.retiring.contains(node) {
+            let yields = self.yielding.contains(node);
+            return Some(if yields { Rank::Yields } else { Rank::Retires });
         }
         if self.alive.contains(node) {
             return Some(Rank::Answers);
@@ -83,7 +93,8 @@ pub fn carriers<'a>(gateway: &'a PlannedGatewaySpec, liveness: &Liveness) -> Vec
 }
 
 /// The node among `carriers` that answers for `address`: the one that it is pinned to, if that is among them. Else by
-/// rendezvous hash, so that a node's loss moves only what it held; a gateway that translates itself has its connections' state on one node, the first.
+/// rendezvous hash, so that a node's loss moves only what it held; a gateway that translates itself has its connections'
+/// state on one node, the first.
 pub fn holder<'a>(
     gateway: &PlannedGatewaySpec,
     carriers: &[&'a NodeRef],
@@ -207,6 +218,26 @@ mod tests {
         assert_eq!(names(&two, &liveness), ["2"]);
         liveness.dead = set(&["1", "2"]);
         assert!(names(&two, &liveness).is_empty());
+    }
+
+    #[test]
+    fn a_node_that_yields_yields_to_none_that_failed_lately() {
+        let two = gateway(&[("1", Ready), ("2", Ready)]);
+        let mut liveness = Liveness {
+            retiring: set(&["1", "2"]),
+            yielding: set(&["2"]),
+            ..Liveness::default()
+        };
+        assert_eq!(names(&two, &liveness), ["2"]);
+        liveness.yielding = set(&["1", "2"]);
+        assert_eq!(names(&two, &liveness), ["1", "2"], "all know of each other");
+        let drained = gateway(&[("1", Ready), ("2", Draining)]);
+        liveness.yielding = set(&["2"]);
+        assert_eq!(
+            names(&drained, &liveness),
+            ["1", "2"],
+            "which is more than yielding"
+        );
     }
 
     #[test]
