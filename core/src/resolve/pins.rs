@@ -1,5 +1,6 @@
 //! Egress IPs that are pinned to nodes: what of it makes sense, and what became of it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -17,7 +18,7 @@ use crate::address::Pool;
 pub(super) fn read(spec: &EgressGatewaySpec, pool: &Pool) -> (BTreeMap<IpAddr, NodeRef>, Vec<Fault>) {
     let mut pins = BTreeMap::new();
     let mut faults = Vec::new();
-    if spec.addresses.node_ip || (spec.translation == Translation::GatewayNode && !spec.pins.is_empty()) {
+    if spec.addresses.node_ip || spec.translation == Translation::GatewayNode {
         if !spec.pins.is_empty() {
             faults.push(Fault::new(
                 "NotPinnable",
@@ -39,13 +40,16 @@ pub(super) fn read(spec: &EgressGatewaySpec, pool: &Pool) -> (BTreeMap<IpAddr, N
                 "AddressNotInPool",
                 format!("spec.pins[{i}].address: {address} is in no entry of the pool; add it to spec.addresses or remove the pin"),
             ));
-        } else if pins.contains_key(&address) {
-            faults.push(Fault::new(
+            continue;
+        }
+        match pins.entry(address) {
+            Entry::Vacant(place) => {
+                place.insert(pin.node.clone());
+            }
+            Entry::Occupied(_) => faults.push(Fault::new(
                 "DuplicateEntry",
                 format!("spec.pins[{i}].address: {address} is pinned already; an address is held by one node, remove one of the two"),
-            ));
-        } else {
-            pins.insert(address, pin.node.clone());
+            )),
         }
     }
     (pins, faults)
@@ -85,7 +89,7 @@ pub(super) fn verdict(gateway: &Gateway<'_>, holders: &[AddressHolder]) -> Verdi
             astray.insert((
                 "NodeNotInGateway",
                 format!(
-                    "{address} is pinned to {node}, which spec.nodes selects not, or which isn't reported"
+                    "{address} is pinned to {node}, which spec.nodes doesn't select or no member reports"
                 ),
             ));
             continue;

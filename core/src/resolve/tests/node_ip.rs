@@ -55,7 +55,7 @@ fn the_policy_says_whose_address_it_is_by_the_nodes_word_or_else_the_plans() {
     assert_eq!(leaves_with(&r), (node(&state, &first), Allocated::NodeIP));
 
     // The other one took over.
-    let other = if first.member == "fra-1" { 1 } else { 0 };
+    let other = usize::from(first.member == "fra-1");
     let taker = &mut state.members[other].nodes[0];
     let address = taker.underlay.ipv4.clone();
     taker.held = vec![HeldAddress {

@@ -174,10 +174,10 @@ fn oracle<'r>(rules: &'r [Rule], pod: &Subject<'_>, to: Ipv4Addr, port: u16) -> 
                 rule.priority > other.priority
             } else if rule.created != other.created {
                 rule.created < other.created
-            } else if rule.cluster_wide != other.cluster_wide {
-                rule.cluster_wide
-            } else {
+            } else if rule.cluster_wide == other.cluster_wide {
                 rule.name < other.name
+            } else {
+                rule.cluster_wide
             }
         });
         if wins {
