@@ -13,16 +13,16 @@ use super::{compile, fixtures};
 
 const SERVER: (&str, &str) = ("10.244.0.5", "198.51.100.1");
 
-fn bandwidth(rate: &str, burst: Option<&str>) -> Option<Bandwidth> {
-    Some(Bandwidth {
+fn bandwidth(rate: &str, burst: Option<&str>) -> Bandwidth {
+    Bandwidth {
         rate: rate.into(),
         burst: burst.map(str::to_owned),
-    })
+    }
 }
 
 fn metered(mut inputs: NodeInputs) -> NodeInputs {
     let plan = inputs.plan.as_mut().expect("a plan");
-    plan.policies[0].bandwidth = bandwidth("50M", Some("20M"));
+    plan.policies[0].bandwidth = Some(bandwidth("50M", Some("20M")));
     inputs
 }
 
@@ -83,7 +83,7 @@ fn each_policy_has_a_limit_of_its_own_though_they_share_an_identity() {
         port: Some(80),
         ..DestinationPort::default()
     }];
-    web.bandwidth = bandwidth("1M", None);
+    web.bandwidth = Some(bandwidth("1M", None));
     let mut free = web.clone();
     free.source.name = "free".into();
     free.to.ports[0].port = Some(81);
