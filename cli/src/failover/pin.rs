@@ -23,7 +23,7 @@ pub async fn pin(target: &Target, pin: &FailoverPin, ui: &Ui) -> Result<(), Fail
     let members: Vec<Member> = cluster.list(Api::all(cluster.client.clone()), "members").await?;
     can_hold(&gateway, &members, node)?;
     let name = gateway.metadata.name.clone().unwrap_or_default();
-    write(&api, &gateway, with(&gateway, address, Some(node))).await?;
+    write(&cluster, &api, gateway.clone(), address, Some(node)).await?;
     ui.say(format!("{address} of gateway {name} is pinned to {node}"));
     if !in_use(&gateway, address) {
         ui.say("no policy leaves with it yet, so nobody answers for it");
@@ -73,7 +73,7 @@ pub async fn unpin(target: &Target, unpin: &FailoverUnpin, ui: &Ui) -> Result<()
             ),
         );
     };
-    write(&api, gateway, with(gateway, address, None)).await?;
+    write(&cluster, &api, gateway.clone(), address, None).await?;
     let name = gateway.metadata.name.as_deref().unwrap_or_default();
     ui.say(format!("{address} of gateway {name} is pinned no more"));
     Ok(())
@@ -165,33 +165,47 @@ fn with(gateway: &EgressGateway, address: IpAddr, node: Option<&NodeRef>) -> Vec
     others.chain(new).collect()
 }
 
-/// Refused where somebody else changed the gateway meanwhile.
+/// How often a change is made anew on a gateway that changed meanwhile: the hub writes its status at any time.
+const TRIES: usize = 8;
+
+/// Replaces the pin of `address`, and nobody else's.
 async fn write(
+    cluster: &Cluster,
     api: &Api<EgressGateway>,
-    gateway: &EgressGateway,
-    pins: Vec<AddressPin>,
+    mut gateway: EgressGateway,
+    address: IpAddr,
+    node: Option<&NodeRef>,
 ) -> Result<(), Failure> {
-    let name = gateway.metadata.name.as_deref().unwrap_or_default();
-    let patch = json!({
-        "metadata": {"resourceVersion": gateway.metadata.resource_version},
-        "spec": {"pins": pins},
-    });
+    let name = gateway.metadata.name.clone().unwrap_or_default();
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.into()),
         ..PatchParams::default()
     };
-    match api.patch(name, &params, &Patch::Merge(&patch)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 409 => Err(Failure::new(
-            Exit::Other,
-            format!("gateway {name} was changed by somebody else at the same moment"),
-        )
-        .fix("run the command again")),
-        Err(err) => Err(Failure::kube(
-            &format!("changing spec.pins of gateway {name}"),
-            &err,
-        )),
+    for _ in 0..TRIES {
+        let patch = json!({
+            "metadata": {"resourceVersion": gateway.metadata.resource_version},
+            "spec": {"pins": with(&gateway, address, node)},
+        });
+        match api.patch(&name, &params, &Patch::Merge(&patch)).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(err) => {
+                return Err(Failure::kube(
+                    &format!("changing spec.pins of gateway {name}"),
+                    &err,
+                ));
+            }
+        }
+        gateway = cluster
+            .get(api.clone(), &name, "gateway")
+            .await?
+            .ok_or_else(|| Failure::new(Exit::NotFound, format!("gateway {name} was deleted meanwhile")))?;
     }
+    Err(Failure::new(
+        Exit::Other,
+        format!("gateway {name} changes faster than spec.pins can be written"),
+    )
+    .fix("run the command again"))
 }
 
 #[cfg(test)]
