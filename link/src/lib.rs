@@ -20,6 +20,7 @@ pub mod pki;
 pub mod proto;
 mod reports;
 mod tls;
+mod wire;
 
 use spillway_core::plan::Digest;
 use spillway_crds::hub::{MemberNode, MemberRanges};

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use spillway_core::plan::{Digest, ResourceKey, digest_of};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
@@ -187,8 +187,8 @@ impl<'a> Session<'a> {
             if let Err(end) = self.offer().await {
                 return end;
             }
-            let retry = self.outbox.retry_at().map(tokio::time::Instant::from_std);
-            let silent = tokio::time::Instant::from_std(self.heard + self.config.silence_limit);
+            let retry = self.outbox.retry_at().map(Instant::from_std);
+            let silent = self.heard + self.config.silence_limit;
             tokio::select! {
                 // What ends a stream comes before what goes on in it, and what was received before the
                 // verdict that nothing was.
@@ -289,7 +289,7 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let newest = self.plan.borrow_and_update().clone();
-        match self.outbox.due(newest.as_ref(), Instant::now()) {
+        match self.outbox.due(newest.as_ref(), Instant::now().into_std()) {
             Due::Nothing => {
                 // Held since before it connected, or since before an update that it refused.
                 if let Some(digest) = self.outbox.holds_newest() {
@@ -333,7 +333,7 @@ impl<'a> Session<'a> {
                 }
             }
             Some(Message::Nack(nack)) => {
-                if let Some(digest) = self.outbox.refuse(nack.nonce, Instant::now()) {
+                if let Some(digest) = self.outbox.refuse(nack.nonce, Instant::now().into_std()) {
                     let refusal = Refusal {
                         digest,
                         resource: nack.resource.chars().take(512).collect(),
@@ -345,7 +345,7 @@ impl<'a> Session<'a> {
                 }
             }
             Some(Message::Resync(resync)) => {
-                if self.outbox.resync(resync.nonce, Instant::now()) {
+                if self.outbox.resync(resync.nonce, Instant::now().into_std()) {
                     let reason: String = resync.reason.chars().take(1024).collect();
                     info!(member, reason, "a member wants the whole plan");
                 }
@@ -387,7 +387,7 @@ pub(super) fn good(backend: &dyn HubBackend, info: &SessionInfo) -> Result<(), S
     Ok(())
 }
 
-async fn sleep_until(at: Option<tokio::time::Instant>) {
+async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::DisconnectReason;
+use crate::wire::Wire;
 
 /// A channel over this connection; broken for good when that is.
-pub(super) async fn over(stream: TlsStream<TcpStream>) -> Result<Channel, tonic::transport::Error> {
+pub(super) async fn over(stream: TlsStream<Wire>) -> Result<Channel, tonic::transport::Error> {
     let stream = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
     let connector = tower::service_fn(move |_: http::Uri| {
         let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();

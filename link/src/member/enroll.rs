@@ -13,6 +13,7 @@ use crate::proto::enroll_response::Outcome;
 use crate::proto::enrollment_client::EnrollmentClient;
 use crate::proto::{self, EnrollResponse};
 use crate::tls::{DialError, PinOutcome, Trust, dial};
+use crate::wire::Tcp;
 
 /// Joins: makes a key, checks the hub's pin, sends token and request, and returns the identity. The key
 /// has gone nowhere; the caller stores the identity and throws the token away.
@@ -44,7 +45,7 @@ pub async fn enroll_with(params: &EnrollParams, key: &KeyAndCsr) -> Result<Membe
 
 async fn at(endpoint: &str, params: &EnrollParams, key: &KeyAndCsr) -> Result<MemberIdentity, EnrollError> {
     // Nothing secret leaves before `dial` has returned: it is what checks the pin.
-    let stream = dial(endpoint, Trust::Pin(params.pin), params.limit)
+    let stream = dial(&Tcp, endpoint, Trust::Pin(params.pin), params.limit)
         .await
         .map_err(|e| explain(endpoint, params, e))?;
     let channel = over(stream).await.map_err(|e| EnrollError::HubUnreachable {

@@ -2,9 +2,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
@@ -14,6 +15,7 @@ use super::session::{End, Session};
 use super::{ConnectionState, DisconnectReason, LeaveError, MemberBackend, MemberConfig};
 use crate::pki::{CertificateInfo, MemberIdentity};
 use crate::tls::{DialError, Trust, dial};
+use crate::wire::{Dial, Tcp};
 
 /// A stream that lasted this long was a good one: the next failure starts with short waits again.
 const STABLE: Duration = Duration::from_secs(10);
@@ -23,6 +25,7 @@ pub struct Link {
     pub(super) config: MemberConfig,
     pub(super) backend: Arc<dyn MemberBackend>,
     identity: MemberIdentity,
+    pub(super) way: Arc<dyn Dial>,
     pub(super) state: watch::Sender<ConnectionState>,
     pub(super) leave_asked: mpsc::Receiver<oneshot::Sender<()>>,
     /// Those who wait for the hub's answer.
@@ -79,6 +82,7 @@ impl Link {
             config,
             backend,
             identity,
+            way: Arc::new(Tcp),
             state,
             leave_asked,
             leaving: Vec::new(),
@@ -133,7 +137,7 @@ impl Link {
                 }
             }
             if reason != DisconnectReason::Renewed {
-                tokio::time::sleep(backoff.next(rand::random())).await;
+                tokio::time::sleep(backoff.next(self.way.jitter())).await;
             }
         }
     }
@@ -204,16 +208,21 @@ impl Link {
             endpoint: endpoint.into(),
             cause,
         };
-        let stream = dial(endpoint, Trust::Identity(&self.identity), self.config.dial_limit)
-            .await
-            .map_err(|e| match e {
-                DialError::Unreachable(cause) => unreachable(cause),
-                DialError::Tls { cause, .. } => DisconnectReason::NotOurHub {
-                    endpoint: endpoint.into(),
-                    cause,
-                },
-                DialError::Identity(e) => DisconnectReason::BadIdentity(e.to_string()),
-            })?;
+        let stream = dial(
+            &*self.way,
+            endpoint,
+            Trust::Identity(&self.identity),
+            self.config.dial_limit,
+        )
+        .await
+        .map_err(|e| match e {
+            DialError::Unreachable(cause) => unreachable(cause),
+            DialError::Tls { cause, .. } => DisconnectReason::NotOurHub {
+                endpoint: endpoint.into(),
+                cause,
+            },
+            DialError::Identity(e) => DisconnectReason::BadIdentity(e.to_string()),
+        })?;
         over(stream)
             .await
             .map_err(|e| refused_certificate(&e).unwrap_or_else(|| unreachable(chain(&e))))

@@ -173,7 +173,7 @@ impl<'a> Session<'a> {
         }
         loop {
             if let Some(within) = self.renew_within.take() {
-                renewal_at = renewal_at.min(Instant::now() + within.mul_f64(rand::random()));
+                renewal_at = renewal_at.min(Instant::now() + within.mul_f64(self.link.way.jitter()));
             }
             tokio::select! {
                 biased;

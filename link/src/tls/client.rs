@@ -6,7 +6,6 @@ use std::time::Duration;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -14,6 +13,7 @@ use tokio_rustls::client::TlsStream;
 use super::verify::{PinOutcome, PinVerifier};
 use super::{ALPN, provider};
 use crate::pki::{MemberIdentity, Pin, PkiError, certificates, private_key};
+use crate::wire::{Dial, Wire};
 use crate::{DEFAULT_PORT, SERVER_NAME};
 
 /// What makes a server the right one, and who we are.
@@ -36,29 +36,29 @@ pub(crate) enum DialError {
     Identity(PkiError),
 }
 
-/// Connects to `endpoint` (`host:port`, or `host` for the usual port). Whatever the address, the server
+/// Connects by `way` to `endpoint` (`host:port`, or `host` for the usual port). Whatever the address, the server
 /// must show a certificate for [`SERVER_NAME`].
 pub(crate) async fn dial(
+    way: &dyn Dial,
     endpoint: &str,
     trust: Trust<'_>,
     limit: Duration,
-) -> Result<TlsStream<TcpStream>, DialError> {
+) -> Result<TlsStream<Wire>, DialError> {
     let outcome = Arc::new(OnceLock::new());
     let config = config(trust, outcome.clone()).map_err(DialError::Identity)?;
     let name = ServerName::try_from(SERVER_NAME)
         .map_err(|e| DialError::Identity(PkiError::unusable("the hub's name", &e)))?;
 
-    let tcp = timeout(limit, TcpStream::connect(address(endpoint)))
+    let wire = timeout(limit, way.dial(&address(endpoint)))
         .await
         .map_err(|_| DialError::Unreachable(format!("no answer within {limit:?}")))?
         .map_err(|e| DialError::Unreachable(e.to_string()))?;
-    let _ = tcp.set_nodelay(true);
     let failed = |cause: String| DialError::Tls {
         cause,
         pin: outcome.get().cloned(),
     };
     let connector = TlsConnector::from(Arc::new(config));
-    let stream = timeout(limit, connector.connect(name, tcp))
+    let stream = timeout(limit, connector.connect(name, wire))
         .await
         .map_err(|_| failed(format!("no TLS handshake within {limit:?}")))?
         .map_err(|e| failed(e.to_string()))?;

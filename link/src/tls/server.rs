@@ -6,7 +6,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -16,6 +15,7 @@ use super::verify::GraceVerifier;
 use super::{ALPN, provider};
 use crate::hub::ServeError;
 use crate::pki::{Authorities, AuthoritiesWatch, PkiError, certificates, private_key};
+use crate::wire::{Listen, Wire};
 
 /// Longest time for a handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -106,14 +106,14 @@ fn config(
 /// Where connections go whose handshake succeeded.
 pub(crate) struct Accepted {
     /// Those that showed a member's certificate.
-    pub(crate) members: mpsc::Sender<TlsStream<TcpStream>>,
+    pub(crate) members: mpsc::Sender<TlsStream<Wire>>,
     /// Those that showed none.
-    pub(crate) anonymous: mpsc::Sender<TlsStream<TcpStream>>,
+    pub(crate) anonymous: mpsc::Sender<TlsStream<Wire>>,
 }
 
 /// Accepts connections, until nobody wants them any more.
 pub(crate) async fn accept(
-    listener: TcpListener,
+    mut listener: impl Listen,
     endpoint: Arc<Endpoint>,
     out: Accepted,
     failed: impl Fn() + Clone + Send + 'static,
@@ -128,7 +128,7 @@ pub(crate) async fn accept(
             () = out.members.closed() => return,
             accepted = listener.accept() => accepted,
         };
-        let (stream, peer) = match accepted {
+        let wire = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
                 // Out of descriptors, most likely: closing connections is what helps, so let that happen.
@@ -141,8 +141,8 @@ pub(crate) async fn accept(
         let (members, anonymous) = (out.members.clone(), out.anonymous.clone());
         let failed = failed.clone();
         tokio::spawn(async move {
-            let _ = stream.set_nodelay(true);
-            match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
+            let peer = wire.peer();
+            match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(wire)).await {
                 Ok(Ok(stream)) => {
                     drop(slot);
                     let known = stream.get_ref().1.peer_certificates().is_some();
@@ -150,11 +150,11 @@ pub(crate) async fn accept(
                     let _ = out.send(stream).await;
                 }
                 Ok(Err(e)) => {
-                    debug!(%peer, error = %e, "a TLS handshake failed");
+                    debug!(?peer, error = %e, "a TLS handshake failed");
                     failed();
                 }
                 Err(_) => {
-                    debug!(%peer, "a TLS handshake took too long");
+                    debug!(?peer, "a TLS handshake took too long");
                     failed();
                 }
             }
