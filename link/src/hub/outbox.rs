@@ -110,8 +110,12 @@ impl Outbox {
         }
     }
 
-    /// Digest of the plan last asked about, where the member holds exactly that.
+    /// Digest of the plan last asked about, where the member holds exactly that. While an update is under way nobody knows:
+    /// it may be stored, and the word of that on its way.
     pub(super) fn holds_newest(&self) -> Option<Digest> {
+        if self.in_flight.is_some() {
+            return None;
+        }
         let (_, newest) = self.newest.as_ref()?;
         let (_, known) = self.known.as_ref()?;
         (known == newest).then_some(*newest)
