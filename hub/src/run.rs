@@ -201,6 +201,7 @@ pub async fn run(args: Args, client: Client, shutdown: impl Future<Output = ()>)
         trusted,
         config,
         backend.clone(),
+        mirrors.synced(),
         stop.clone().cancelled_owned(),
     );
     let mut serving = std::pin::pin!(serving);

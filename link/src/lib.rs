@@ -19,6 +19,8 @@ pub mod member;
 pub mod pki;
 pub mod proto;
 mod reports;
+#[cfg(test)]
+mod simulated;
 mod tls;
 mod wire;
 

@@ -23,6 +23,16 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
+    /// A connection over `io` that says it comes from `peer`.
+    #[cfg(test)]
+    pub(crate) fn new(io: impl Duplex + 'static, peer: Option<SocketAddr>) -> Self {
+        Self {
+            io: Box::new(io),
+            local: None,
+            peer,
+        }
+    }
+
     fn tcp(stream: TcpStream) -> Self {
         // Messages are small and waited for. Where that can't be set they only come later.
         let _ = stream.set_nodelay(true);

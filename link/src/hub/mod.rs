@@ -17,6 +17,8 @@ pub use backend::{
 pub(crate) use enroll::read as read_refusal;
 pub use event::{LinkEvent, StreamEnd};
 pub use server::serve;
+#[cfg(test)]
+pub(crate) use server::serve_on;
 
 use std::time::Duration;
 

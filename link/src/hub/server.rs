@@ -24,6 +24,7 @@ use crate::proto::enrollment_server::EnrollmentServer;
 use crate::proto::link_server::{Link, LinkServer};
 use crate::proto::{self, HubMessage, MemberMessage};
 use crate::tls::{self, Accepted, Endpoint};
+use crate::wire::Listen;
 
 /// Messages between a session and its connection. Small: what waits here can't be replaced by newer.
 const QUEUE: usize = 4;
@@ -34,17 +35,35 @@ const STRANGERS_MESSAGE: usize = 64 << 10;
 /// Longest wait for sessions to tell the backend of their end.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// Serves members until `shutdown` completes; then ends their streams and returns. New `authorities` are
-/// in force for handshakes, certificates and bundles from the moment they are sent.
-///
-/// Start it only when the backend's caches are in sync.
+/// Serves members from when `in_sync` completes, that is, when the backend has read everything that plans are made of,
+/// until `shutdown` does; then ends their streams and returns. New `authorities` are in force for handshakes,
+/// certificates and bundles from the moment they are sent.
 pub async fn serve(
     listener: TcpListener,
     authorities: AuthoritiesWatch,
     config: HubConfig,
     backend: Arc<dyn HubBackend>,
+    in_sync: impl Future<Output = ()> + Send,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
+    serve_on(listener, authorities, config, backend, in_sync, shutdown).await
+}
+
+/// [`serve`], wherever connections come from.
+pub(crate) async fn serve_on(
+    listener: impl Listen,
+    authorities: AuthoritiesWatch,
+    config: HubConfig,
+    backend: Arc<dyn HubBackend>,
+    in_sync: impl Future<Output = ()> + Send,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let mut shutdown = std::pin::pin!(shutdown);
+    // Who calls meanwhile waits in the kernel's backlog.
+    tokio::select! {
+        () = in_sync => {}
+        () = &mut shutdown => return Ok(()),
+    }
     let endpoint = Arc::new(Endpoint::new(
         authorities.clone(),
         config.server_lifetime,
@@ -104,7 +123,7 @@ pub async fn serve(
     let result = tokio::select! {
         result = &mut server => result,
         () = endpoint.keep_fresh() => Ok(()),
-        () = shutdown => {
+        () = &mut shutdown => {
             ending.cancel();
             // A client that keeps its connection open must not keep us.
             tokio::time::timeout(GOODBYE, &mut server).await.unwrap_or(Ok(()))

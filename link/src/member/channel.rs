@@ -12,7 +12,7 @@ use super::DisconnectReason;
 use crate::wire::Wire;
 
 /// A channel over this connection; broken for good when that is.
-pub(super) async fn over(stream: TlsStream<Wire>) -> Result<Channel, tonic::transport::Error> {
+pub(crate) async fn over(stream: TlsStream<Wire>) -> Result<Channel, tonic::transport::Error> {
     let stream = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
     let connector = tower::service_fn(move |_: http::Uri| {
         let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -97,6 +97,13 @@ impl Link {
         (link, handle)
     }
 
+    /// Dials another way than by TCP.
+    #[cfg(test)]
+    pub(crate) fn by(mut self, way: Arc<dyn Dial>) -> Self {
+        self.way = way;
+        self
+    }
+
     /// Dials, reconnects, verifies, applies, reports and renews until `shutdown` completes or the hub
     /// has let the member go.
     pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) {

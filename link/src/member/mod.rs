@@ -9,6 +9,8 @@ mod session;
 mod state;
 
 pub use backend::{Held, MemberBackend, RefusedUpdate, StoreError, VerifiedUpdate};
+#[cfg(test)]
+pub(crate) use channel::over;
 pub use enroll::{enroll, enroll_with};
 pub use link::{Link, LinkHandle};
 pub use state::{ConnectionState, DisconnectReason};

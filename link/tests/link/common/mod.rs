@@ -254,7 +254,7 @@ impl Hub {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let (authorities, newest) = watch::channel(Arc::new(Authorities::from(reload(&authority))));
-        let serving = Box::pin(serve(listener, newest, config, store.clone(), async {
+        let serving = Box::pin(serve(listener, newest, config, store.clone(), async {}, async {
             let _ = stopped.await;
         }));
         let task = tokio::spawn(async move { serving.await.unwrap() });
