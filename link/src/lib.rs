@@ -14,6 +14,8 @@
 #![forbid(unsafe_code)]
 
 mod frames;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hub;
 pub mod member;
 pub mod pki;

@@ -30,6 +30,8 @@ use std::time::Duration;
 
 pub use handover::Handover;
 pub use leaving::Leaving;
+#[doc(hidden)]
+pub use message::Message;
 pub use message::Said;
 pub use own::{Condition, Uplink};
 pub use peer::Heard;

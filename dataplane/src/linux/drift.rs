@@ -119,7 +119,7 @@ async fn read(socket: TokioSocket, hints: mpsc::Sender<Hint>, meaning: impl Fn(&
     }
 }
 
-fn messages(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let length: [u8; 4] = datagram.get(..4)?.try_into().ok()?;
         let length = u32::from_ne_bytes(length) as usize;
@@ -134,7 +134,7 @@ fn messages(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-fn of_route(message: &[u8], watched: &Watched) -> Hint {
+pub(super) fn of_route(message: &[u8], watched: &Watched) -> Hint {
     use RouteNetlinkMessage as M;
     let Ok(message) = NetlinkMessage::<M>::deserialize(message) else {
         return Hint::default();
@@ -182,7 +182,7 @@ fn concerns_us(message: &LinkMessage) -> bool {
 }
 
 /// Every nftables message but the generation's begins with the table's name as attribute 1.
-fn of_nftables(message: &[u8], tables: &[String]) -> Hint {
+pub(super) fn of_nftables(message: &[u8], tables: &[String]) -> Hint {
     let kind = u16::from_ne_bytes([message[4], message[5]]).to_le_bytes();
     let ours = || {
         let attribute = message.get(HEADER + FAMILY_HEADER..)?;

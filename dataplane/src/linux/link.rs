@@ -92,7 +92,7 @@ fn local(message: &AddressMessage) -> Option<IpAddr> {
     address
 }
 
-fn read(message: LinkMessage) -> Link {
+pub(super) fn read(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),

@@ -5,6 +5,8 @@ mod conntrack;
 mod direct;
 mod drift;
 pub(crate) mod facts;
+#[doc(hidden)]
+pub mod fuzz;
 pub(crate) mod link;
 mod neighbours;
 pub(crate) mod netlink;

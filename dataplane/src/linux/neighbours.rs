@@ -52,7 +52,7 @@ fn dump(
 }
 
 /// The destination of an entry. Dumps of the bridge family give it as bare bytes.
-fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
+pub(super) fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),

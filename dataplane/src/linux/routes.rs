@@ -79,7 +79,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn read(message: RouteMessage) -> Option<(Key, Held)> {
+pub(super) fn read(message: RouteMessage) -> Option<(Key, Held)> {
     let unspecified = match message.header.address_family {
         AddressFamily::Inet => IpAddr::from([0_u8; 4]),
         _ => IpAddr::from([0_u8; 16]),

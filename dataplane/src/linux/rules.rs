@@ -39,7 +39,7 @@ pub(super) fn observe(requests: &mut Requests<RouteNetlinkMessage>) -> Result<Ve
 }
 
 /// Dumps name defaults that nobody gave: `suppress_prefixlength -1`, a full mask where no mark is compared.
-fn read(message: RuleMessage) -> Held {
+pub(super) fn read(message: RuleMessage) -> Held {
     let header = &message.header;
     let mut rule = Rule {
         ipv6: header.family == AddressFamily::Inet6,

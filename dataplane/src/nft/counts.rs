@@ -24,7 +24,7 @@ pub async fn counts(table: &str) -> Result<Vec<RuleCount>> {
 }
 
 /// The counting rules in what nft prints.
-fn read(json: &str) -> Result<Vec<RuleCount>> {
+pub fn read(json: &str) -> Result<Vec<RuleCount>> {
     let unreadable = |detail: String| Error::NftUnreadable {
         what: "counters".into(),
         detail,

@@ -15,6 +15,8 @@ mod run;
 
 pub use between::between;
 pub use counts::counts;
+#[doc(hidden)]
+pub use counts::read as read_counts;
 pub use diff::{Difference, difference};
 pub use elements::batch;
 pub use observe::{Observed, ObservedChain, ObservedSet, parse};

@@ -19,6 +19,7 @@ pub use event::{LinkEvent, StreamEnd};
 pub use server::serve;
 #[cfg(test)]
 pub(crate) use server::serve_on;
+pub(crate) use session::inventory;
 
 use std::time::Duration;
 

@@ -100,7 +100,7 @@ async fn hello(config: &HubConfig, inbound: &mut Streaming<MemberMessage>) -> Re
 }
 
 /// What the member says it holds, where a delta can be built upon it.
-fn inventory(config: &HubConfig, hello: &proto::Hello) -> Option<BTreeMap<ResourceKey, Digest>> {
+pub(crate) fn inventory(config: &HubConfig, hello: &proto::Hello) -> Option<BTreeMap<ResourceKey, Digest>> {
     if hello.hub_id != config.hub_id || hello.epoch != config.epoch {
         return None;
     }
