@@ -19,6 +19,7 @@ impl Observed {
     pub(crate) fn link(&self, event: LinkEvent) {
         match event {
             LinkEvent::HandshakeFailed => _ = self.0.handshakes_failed.inc(),
+            LinkEvent::Displaced(crowd) => self.0.displaced.inc([crowd.as_str()]),
             LinkEvent::UpdateSent => _ = self.0.plans_sent.inc(),
             LinkEvent::Ended(end) => self.0.link_ends.inc([end.as_str()]),
         }

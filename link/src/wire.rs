@@ -8,7 +8,10 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::tls::Place;
 
 /// Bytes both ways.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -20,6 +23,7 @@ pub(crate) struct Wire {
     io: Box<dyn Duplex>,
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
+    place: Option<(Pin<Box<WaitForCancellationFutureOwned>>, Place)>,
 }
 
 impl Wire {
@@ -30,6 +34,7 @@ impl Wire {
             io: Box::new(io),
             local: None,
             peer,
+            place: None,
         }
     }
 
@@ -40,7 +45,13 @@ impl Wire {
             local: stream.local_addr().ok(),
             peer: stream.peer_addr().ok(),
             io: Box::new(stream),
+            place: None,
         }
+    }
+
+    /// From now on it lives as long as this place, the one before is given up.
+    pub(crate) fn take(&mut self, place: Place) {
+        self.place = Some((Box::pin(place.ended.clone().cancelled_owned()), place));
     }
 
     /// Where it comes from.
@@ -55,6 +66,12 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Whoever uses a connection waits for what comes, so it is enough to end that.
+        if let Some((ended, _)) = &mut self.place
+            && ended.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

@@ -22,6 +22,9 @@ pub const LINK_ENDS: [&str; 9] = [
     "protocol",
 ];
 
+/// Kinds of connections of which there may be so many.
+pub const CROWDS: [&str; 3] = ["handshake", "stranger", "member"];
+
 /// How an enrolment ended.
 pub const ENROLMENTS: [&str; 8] = [
     "enrolled",
@@ -77,6 +80,8 @@ pub struct HubMetrics {
     pub link_ends: Counters<1>,
     /// Connections that didn't get through the TLS handshake.
     pub handshakes_failed: LiveCounter,
+    /// `kind`.
+    pub displaced: Counters<1>,
     /// `result`.
     pub enrolments: Counters<1>,
     /// Certificates renewed.
@@ -163,6 +168,12 @@ impl HubMetrics {
             handshakes_failed: book.counter(
                 "spillway_hub_handshakes_failed_total",
                 "Connections to the members' port that didn't get through TLS",
+            ),
+            displaced: book.counters(
+                "spillway_hub_connections_displaced_total",
+                "Connections to the members' port that were closed for newer ones, as there were too many: in the TLS handshake, without a certificate, of one member",
+                ["kind"],
+                CROWDS.map(|c| [c]),
             ),
             enrolments: book.counters(
                 "spillway_hub_enrolments_total",

@@ -7,10 +7,34 @@ use tonic::{Code, Status};
 pub enum LinkEvent {
     /// A connection didn't get through the TLS handshake: a stranger, a wrong CA, or too slow.
     HandshakeFailed,
+    /// A connection had to go, as there were too many of its kind.
+    Displaced(Crowd),
     /// An update was put on a member's stream.
     UpdateSent,
     /// A member's stream ended, or wasn't accepted.
     Ended(StreamEnd),
+}
+
+/// Kinds of connections of which there may be so many.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Crowd {
+    /// The TLS handshake isn't over.
+    Handshake,
+    /// Shows no certificate.
+    Stranger,
+    /// Shows a member's.
+    Member,
+}
+
+impl Crowd {
+    /// One word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Stranger => "stranger",
+            Self::Member => "member",
+        }
+    }
 }
 
 /// Why a stream ended.
@@ -61,7 +85,8 @@ impl StreamEnd {
             Code::Unauthenticated => Self::Expired,
             Code::FailedPrecondition => Self::StaleHub,
             Code::Unavailable => Self::Shutdown,
-            Code::InvalidArgument => Self::Protocol,
+            // The latter is what a message gives that is too large.
+            Code::InvalidArgument | Code::OutOfRange => Self::Protocol,
             _ => Self::Closed,
         }
     }

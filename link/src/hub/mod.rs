@@ -15,7 +15,7 @@ pub use backend::{
     Unavailable,
 };
 pub(crate) use enroll::read as read_refusal;
-pub use event::{LinkEvent, StreamEnd};
+pub use event::{Crowd, LinkEvent, StreamEnd};
 pub use server::serve;
 #[cfg(test)]
 pub(crate) use server::serve_on;
@@ -37,6 +37,8 @@ pub struct HubConfig {
     /// How long after its end a member's certificate still serves to renew itself (and for nothing
     /// else), so that clusters survive a hub or themselves being down for longer than a lifetime.
     pub renewal_grace: Duration,
+    /// Longest time for a TLS handshake.
+    pub handshake_limit: Duration,
     /// Longest life of a connection without a certificate. Joining takes seconds.
     pub anonymous_limit: Duration,
     /// Time between the hub's pings.
@@ -62,6 +64,7 @@ impl HubConfig {
             member_lifetime: Duration::from_secs(24 * 3600),
             server_lifetime: Duration::from_secs(7 * 24 * 3600),
             renewal_grace: Duration::from_secs(30 * 24 * 3600),
+            handshake_limit: Duration::from_secs(10),
             anonymous_limit: Duration::from_secs(60),
             ping_interval: Duration::from_secs(10),
             silence_limit: Duration::from_secs(30),

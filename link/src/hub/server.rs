@@ -72,7 +72,7 @@ pub(crate) async fn serve_on(
     let config = Arc::new(config);
     let ending = CancellationToken::new();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
-    let anonymous_limit = config.anonymous_limit;
+    let (handshake_limit, anonymous_limit) = (config.handshake_limit, config.anonymous_limit);
     let link = Arc::new(LinkService {
         authorities: authorities.clone(),
         config: config.clone(),
@@ -90,10 +90,20 @@ pub(crate) async fn serve_on(
         members: member,
         anonymous: stranger,
     };
-    let accepting = tokio::spawn(tls::accept(listener, endpoint.clone(), accepted, {
-        let backend = backend.clone();
-        move || backend.happened(LinkEvent::HandshakeFailed)
-    }));
+    let accepting = tokio::spawn(tls::accept(
+        listener,
+        endpoint.clone(),
+        handshake_limit,
+        accepted,
+        {
+            let backend = backend.clone();
+            move || backend.happened(LinkEvent::HandshakeFailed)
+        },
+        {
+            let backend = backend.clone();
+            Arc::new(move |crowd| backend.happened(LinkEvent::Displaced(crowd)))
+        },
+    ));
     let for_members = Server::builder()
         .max_concurrent_streams(STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(15)))

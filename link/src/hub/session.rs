@@ -42,6 +42,7 @@ pub(super) async fn run(context: Context, mut info: SessionInfo, mut wires: Wire
         Ok(hello) => hello,
         Err(status) => {
             debug!(member = info.member, error = %status, "a member said no hello");
+            context.backend.happened(LinkEvent::Ended(StreamEnd::of(&status)));
             let _ = wires.outbound.try_send(Err(status));
             return;
         }

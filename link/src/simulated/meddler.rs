@@ -81,7 +81,14 @@ pub(super) fn start(world: &World, mischief: Mischief) -> Arc<Meddler> {
     let (members, incoming) = mpsc::channel(4);
     let (anonymous, _) = mpsc::channel(4);
     let accepted = Accepted { members, anonymous };
-    tokio::spawn(tls::accept(world.net.listen(&process), endpoint, accepted, || {}));
+    tokio::spawn(tls::accept(
+        world.net.listen(&process),
+        endpoint,
+        DAY,
+        accepted,
+        || {},
+        Arc::new(|_| {}),
+    ));
     let meddler = Arc::new(Meddler {
         net: world.net.clone(),
         dialer: world.net.dialer(&process),

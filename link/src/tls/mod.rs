@@ -2,10 +2,12 @@
 //! handshake, so that neither a rotation nor a revocation would be seen.
 
 mod client;
+mod lobby;
 mod server;
 mod verify;
 
 pub(crate) use client::{DialError, Trust, dial};
+pub(crate) use lobby::Place;
 pub(crate) use server::{Accepted, Endpoint, accept};
 pub(crate) use verify::PinOutcome;
 

@@ -6,21 +6,33 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
+use super::lobby::{Displaced, Limits, Lobby, source};
 use super::verify::GraceVerifier;
 use super::{ALPN, provider};
-use crate::hub::ServeError;
-use crate::pki::{Authorities, AuthoritiesWatch, PkiError, certificates, private_key};
+use crate::hub::{Crowd, ServeError};
+use crate::pki::{Authorities, AuthoritiesWatch, CertificateInfo, PkiError, certificates, private_key};
 use crate::wire::{Listen, Wire};
 
-/// Longest time for a handshake.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// Most handshakes at once.
-const HANDSHAKES: usize = 128;
+/// Handshakes at once. One takes milliseconds where nobody dawdles.
+const HANDSHAKES: Limits = Limits {
+    total: 256,
+    each: 256,
+};
+/// Connections that show no certificate at once. Many clusters may come from behind one address.
+const STRANGERS: Limits = Limits {
+    total: 256,
+    each: 128,
+};
+/// Connections of one member at once: it needs one, and a second while the first isn't known to be dead.
+const MEMBERS: Limits = Limits {
+    total: usize::MAX,
+    each: 4,
+};
 
 /// The hub's TLS settings. Each handshake takes what is current.
 #[derive(Debug)]
@@ -111,24 +123,25 @@ pub(crate) struct Accepted {
     pub(crate) anonymous: mpsc::Sender<TlsStream<Wire>>,
 }
 
-/// Accepts connections, until nobody wants them any more.
+/// Accepts connections, until nobody wants them any more. Those that are too many of their kind make way for newer
+/// ones.
 pub(crate) async fn accept(
     mut listener: impl Listen,
     endpoint: Arc<Endpoint>,
+    limit: Duration,
     out: Accepted,
     failed: impl Fn() + Clone + Send + 'static,
+    displaced: Displaced,
 ) {
-    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    let handshakes = Lobby::new(Crowd::Handshake, HANDSHAKES, displaced.clone());
+    let strangers = Lobby::new(Crowd::Stranger, STRANGERS, displaced.clone());
+    let members = Lobby::new(Crowd::Member, MEMBERS, displaced);
     loop {
-        // The slot comes first, so that a flood waits in the kernel's backlog and not in our memory.
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
         let accepted = tokio::select! {
             () = out.members.closed() => return,
             accepted = listener.accept() => accepted,
         };
-        let wire = match accepted {
+        let mut wire = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
                 // Out of descriptors, most likely: closing connections is what helps, so let that happen.
@@ -137,16 +150,26 @@ pub(crate) async fn accept(
                 continue;
             }
         };
+        let peer = wire.peer();
+        wire.take(handshakes.enter(source(peer)));
         let acceptor = TlsAcceptor::from(endpoint.current.load_full());
-        let (members, anonymous) = (out.members.clone(), out.anonymous.clone());
+        let (to_members, to_strangers) = (out.members.clone(), out.anonymous.clone());
+        let (members, strangers) = (members.clone(), strangers.clone());
         let failed = failed.clone();
         tokio::spawn(async move {
-            let peer = wire.peer();
-            match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(wire)).await {
-                Ok(Ok(stream)) => {
-                    drop(slot);
-                    let known = stream.get_ref().1.peer_certificates().is_some();
-                    let out = if known { members } else { anonymous };
+            match tokio::time::timeout(limit, acceptor.accept(wire)).await {
+                Ok(Ok(mut stream)) => {
+                    let (wire, tls) = stream.get_mut();
+                    let leaf = tls.peer_certificates().and_then(<[_]>::first);
+                    // One without a name gets no further than being told so.
+                    let member = leaf.map(|c| CertificateInfo::read(c).map(|c| c.member).unwrap_or_default());
+                    let out = if let Some(member) = member {
+                        wire.take(members.enter(member));
+                        to_members
+                    } else {
+                        wire.take(strangers.enter(source(peer)));
+                        to_strangers
+                    };
                     let _ = out.send(stream).await;
                 }
                 Ok(Err(e)) => {

@@ -12,8 +12,8 @@ use spillway_core::plan::{Digest, Plan, Resource, ResourceKey};
 use spillway_crds::member::{PeerNode, PlannedPeerSpec};
 use spillway_link::MemberReport;
 use spillway_link::hub::{
-    EnrollRefusal, EnrollRequest, Enrolled, HubBackend, HubConfig, PublishedPlan, Refusal, Renewal,
-    SessionInfo, Unavailable, serve,
+    Crowd, EnrollRefusal, EnrollRequest, Enrolled, HubBackend, HubConfig, LinkEvent, PublishedPlan, Refusal,
+    Renewal, SessionInfo, Unavailable, serve,
 };
 use spillway_link::member::{
     ConnectionState, Held, Link, LinkHandle, MemberBackend, MemberConfig, RefusedUpdate, StoreError,
@@ -81,6 +81,7 @@ pub enum HubEvent {
     Reported(String, MemberReport),
     Left(String),
     Renewed(String, String),
+    Happened(LinkEvent),
 }
 
 /// For whom a token is, and what its user is told.
@@ -92,6 +93,8 @@ pub struct HubStore {
     pub revoked: Mutex<HashSet<String>>,
     /// What the holders of renewed certificates hold, by serial number.
     pub trust: Mutex<HashMap<String, TrustState>>,
+    /// Connections that had to go.
+    pub displaced: Mutex<HashMap<Crowd, usize>>,
     pub events: mpsc::UnboundedSender<HubEvent>,
 }
 
@@ -189,6 +192,14 @@ impl HubBackend for HubStore {
         self.tell(HubEvent::Reported(session.member.clone(), report));
     }
 
+    fn happened(&self, event: LinkEvent) {
+        if let LinkEvent::Displaced(crowd) = event {
+            *self.displaced.lock().unwrap().entry(crowd).or_default() += 1;
+        } else {
+            self.tell(HubEvent::Happened(event));
+        }
+    }
+
     async fn leave(&self, session: &SessionInfo) -> Result<(), Unavailable> {
         // As a hub does that deletes the member: its certificate is no good from here on.
         self.revoked.lock().unwrap().insert(session.serial.clone());
@@ -232,6 +243,7 @@ impl Hub {
             plans: Mutex::default(),
             revoked: Mutex::default(),
             trust: Mutex::default(),
+            displaced: Mutex::default(),
             events,
         });
         Self::on(listener, authority, &store, config)
@@ -249,6 +261,7 @@ impl Hub {
             plans: Mutex::new(old.plans.lock().unwrap().clone()),
             revoked: Mutex::new(old.revoked.lock().unwrap().clone()),
             trust: Mutex::new(old.trust.lock().unwrap().clone()),
+            displaced: Mutex::default(),
             events: sender,
         });
         let address = listener.local_addr().unwrap();
