@@ -25,6 +25,8 @@ pub enum ConditionType {
     Effective,
     /// Every range of the cluster is known, as far as can be seen.
     RangesComplete,
+    /// The cluster's owner grants all that the hub's plan asks for.
+    Granted,
 }
 
 impl ConditionType {
@@ -39,6 +41,7 @@ impl ConditionType {
             Self::Enrolled => "Enrolled",
             Self::Effective => "Effective",
             Self::RangesComplete => "RangesComplete",
+            Self::Granted => "Granted",
         }
     }
 }

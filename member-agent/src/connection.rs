@@ -7,6 +7,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use spillway_crds::condition::Verdict;
@@ -25,6 +26,9 @@ use crate::plan::Store;
 use crate::progress::{Progress, enrolled, not_enrolled};
 use crate::published::Published;
 use crate::uplink::{self, ConnectionState, LinkHandle, MemberReport, Token};
+
+/// Wait before the API server is asked again for what it refused.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// What decides about the connection. When it changes, everything starts over with the new values.
 #[derive(Clone, PartialEq)]
@@ -61,6 +65,12 @@ impl Connection {
                 wake.changed().await;
                 continue;
             };
+            // Before anything that the hub says is done.
+            if let Err(error) = self.store.set_grants(&inputs.spec.grants).await {
+                tracing::error!(%error, "what the owner grants can't be told to the nodes; trying again");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
             let generation = self.generation();
             if let Some(token) = inputs.token.clone()
                 && refused.as_ref() != Some(&inputs)

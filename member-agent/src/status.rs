@@ -115,6 +115,26 @@ fn programmed(contents: &Contents, nodes: &Nodes, refused: Option<&str>) -> Verd
     }
 }
 
+/// The `Granted` condition.
+fn granted(contents: &Contents) -> Verdict {
+    let kind = ConditionType::Granted;
+    let withheld = contents.withheld();
+    if withheld.is_empty() {
+        Verdict::yes(
+            kind,
+            "Granted",
+            "the hub's plan asks for nothing that spec.grants leaves out",
+        )
+    } else {
+        let message = format!(
+            "left out, as spec.grants doesn't have it: {}; add the namespaces or gateways there, or have the hub's \
+             administrators take this member out of those objects",
+            listed(&withheld)
+        );
+        Verdict::no(kind, "NotGranted", message)
+    }
+}
+
 fn status_of(
     old: &HubConnectionStatus,
     leaving: bool,
@@ -128,6 +148,7 @@ fn status_of(
         progress.enrolled.clone(),
         progress.connected.clone(),
         programmed(contents, nodes, progress.refused.as_deref()),
+        granted(contents),
     ];
     for verdict in &verdicts {
         condition::set(&mut conditions, progress.generation, verdict, now);
@@ -251,7 +272,10 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use spillway_crds::member::EgressPlanSpec;
+    use spillway_core::plan::Resource;
+    use spillway_crds::member::{EgressPlanSpec, Grants, PlannedPolicySpec, PolicyRef};
+
+    use crate::plan::Entry;
 
     use super::*;
 
@@ -262,6 +286,7 @@ mod tests {
                 hub_id: "h".into(),
                 epoch: 1,
                 teardown,
+                ..EgressPlanSpec::default()
             }),
             ..Contents::default()
         }
@@ -316,6 +341,41 @@ mod tests {
         assert!(
             left(&progress, &Contents::default(), &standing, true),
             "never had a plan"
+        );
+    }
+
+    #[test]
+    fn what_the_owner_does_not_grant_is_named() {
+        let policy = Resource::Policy(PlannedPolicySpec {
+            source: PolicyRef {
+                namespace: Some("payments".into()),
+                name: "bank".into(),
+            },
+            ..PlannedPolicySpec::default()
+        });
+        let mut plan = contents(Digest::of(b"p"), false);
+        let entry = Entry {
+            digest: Digest::default(),
+            resource: Some(policy.clone()),
+        };
+        plan.entries.insert(policy.key(), entry);
+        assert_eq!(granted(&plan).status, Some(true));
+        let grants = |namespaces: &[&str]| Grants {
+            namespaces: Some(namespaces.iter().map(|n| (*n).to_owned()).collect()),
+            ..Grants::default()
+        };
+        plan.head.as_mut().expect("head").grants = grants(&["payments"]);
+        assert_eq!(granted(&plan).status, Some(true));
+        plan.head.as_mut().expect("head").grants = grants(&["web"]);
+        let verdict = granted(&plan);
+        assert_eq!(
+            (verdict.status, verdict.reason.as_str()),
+            (Some(false), "NotGranted")
+        );
+        assert!(
+            verdict.message.contains("policy payments/bank"),
+            "{}",
+            verdict.message
         );
     }
 

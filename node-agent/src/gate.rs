@@ -9,7 +9,7 @@ use spillway_core::node::inputs::{NodeInputs, NodePlan, Pod};
 use spillway_core::plan::{Digest, ResourceKey, ResourceKind, digest_of};
 use spillway_crds::SINGLETON;
 use spillway_crds::member::{
-    ClusterNetworkSpec, EgressNodeSpec, EgressPlanSpec, PlannedGatewaySpec, PlannedMemberSpec,
+    ClusterNetworkSpec, EgressNodeSpec, EgressPlanSpec, Grants, PlannedGatewaySpec, PlannedMemberSpec,
     PlannedPeerSpec, PlannedPolicySpec,
 };
 
@@ -73,6 +73,10 @@ pub(crate) fn next(seen: &Seen, held: &NodeInputs) -> Next {
     if seen.head.as_ref().is_some_and(|h| h.teardown) {
         return Next::TearDown;
     }
+    let grants = seen
+        .head
+        .as_ref()
+        .map_or_else(|| held.grants.clone(), |h| h.grants.clone());
     let (plan, waiting) = match complete(seen) {
         Ok(plan) => (Some(plan), None),
         Err(waiting) => (held.plan.clone(), Some(waiting)),
@@ -80,6 +84,7 @@ pub(crate) fn next(seen: &Seen, held: &NodeInputs) -> Next {
     let Some(plan) = plan else {
         return Next::Nothing(waiting.unwrap_or(Waiting::NoPlan));
     };
+    let plan = as_granted(plan, &grants);
     let network = match &seen.network {
         Some(network) => network.clone(),
         None if held.plan.is_some() => held.network.clone(),
@@ -90,11 +95,23 @@ pub(crate) fn next(seen: &Seen, held: &NodeInputs) -> Next {
         nodes: nodes(seen, held),
         public_keys: seen.public_keys.clone(),
         network,
+        grants,
         namespaces: seen.namespaces.clone(),
         pods: pods(seen, held),
         ..held.clone()
     };
     Next::Apply(Box::new(inputs), waiting)
+}
+
+/// The plan without this cluster's nodes in gateways that its owner doesn't grant. To the others they are nodes that
+/// never answer.
+fn as_granted(mut plan: NodePlan, grants: &Grants) -> NodePlan {
+    for gateway in &mut plan.gateways {
+        if !grants.gateway(&gateway.gateway) {
+            gateway.nodes.retain(|n| n.node.member != plan.member.member);
+        }
+    }
+    plan
 }
 
 /// The cluster's nodes. This one stays as it was when its object vanishes: its member agent makes it again, and
@@ -200,6 +217,7 @@ pub(crate) mod tests {
                 hub_id: "h".into(),
                 epoch: 1,
                 teardown: false,
+                grants: Grants::default(),
             }),
             members: [planned(&plan.member, &Resource::Member(plan.member.clone()))].into(),
             peers: plan
@@ -301,6 +319,43 @@ pub(crate) mod tests {
         later.nodes.clear();
         let (inputs, _) = applied(next(&later, &held));
         assert_eq!(inputs.nodes, seen().nodes);
+    }
+
+    #[test]
+    fn a_gateway_that_is_not_granted_has_no_node_here() {
+        let mut more = seen();
+        let own = more.members[SINGLETON].spec.member.clone();
+        let here = |inputs: &NodeInputs| {
+            let plan = inputs.plan.as_ref().expect("plan");
+            let nodes = plan.gateways.iter().flat_map(|g| &g.nodes);
+            nodes.filter(|n| n.node.member == own).count()
+        };
+        let (_, planned) = more.gateways.iter_mut().next().expect("a gateway");
+        let mut node = planned.spec.nodes[0].clone();
+        node.node.member.clone_from(&own);
+        planned.spec.nodes.push(node);
+        let name = planned.spec.gateway.clone();
+        let (held, _) = applied(next(&more, &fresh()));
+        assert_eq!(here(&held), 1);
+        let elsewhere = held.plan.as_ref().expect("plan").gateways[0].nodes.len() - 1;
+
+        let grants = &mut more.head.as_mut().expect("head").grants;
+        grants.gateways = Some(vec!["other".into()]);
+        let (inputs, waiting) = applied(next(&more, &held));
+        assert_eq!((waiting, here(&inputs)), (None, 0));
+        assert_eq!(
+            inputs.plan.as_ref().expect("plan").gateways[0].nodes.len(),
+            elsewhere
+        );
+        // At once, also while a plan is on its way.
+        more.policies.clear();
+        let (inputs, waiting) = applied(next(&more, &held));
+        assert!(waiting.is_some() && here(&inputs) == 0);
+        // And for as long as nothing else is heard.
+        let nothing = Seen { head: None, ..seen() };
+        let (inputs, _) = applied(next(&nothing, &inputs));
+        assert_eq!(here(&inputs), 0);
+        assert!(!inputs.grants.gateway(&name));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub fn connection(join: &Join) -> Value {
             endpoints: join.endpoints.iter().map(ToString::to_string).collect(),
             ca_pin: join.pin.to_string(),
             leaving: false,
+            // The owner's, who may have set them before joining again.
+            ..HubConnectionSpec::default()
         },
     );
     let mut value = json!({

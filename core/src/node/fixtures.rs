@@ -16,7 +16,7 @@ use spillway_crds::LabelSelector;
 use spillway_crds::address::{AddressPair, PrefixPair};
 use spillway_crds::hub::{AddressSlices, Destinations, OnUnavailable, PortRange, PortSlice, Translation};
 use spillway_crds::member::{
-    ClusterNetworkSpec, EgressNodeSpec, GatewayNode, GatewayNodeState, NodeRef, POD_RANGES, PeerNode,
+    ClusterNetworkSpec, EgressNodeSpec, GatewayNode, GatewayNodeState, Grants, NodeRef, POD_RANGES, PeerNode,
     PlannedGatewaySpec, PlannedIdentity, PlannedMemberSpec, PlannedPeerSpec, PlannedPolicySpec,
     PlannedThrough, PolicyRef, RangeSource, SERVICE_RANGES, Tunnel,
 };
@@ -230,6 +230,7 @@ fn inputs(member_name: &str, id: u8, plan: NodePlan) -> NodeInputs {
         nodes: BTreeMap::from([(format!("{member_name}-1"), node_of(id))]),
         public_keys: BTreeMap::new(),
         network: network(),
+        grants: Grants::default(),
         namespaces: BTreeMap::new(),
         pods: Vec::new(),
         sandboxes: Vec::new(),

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use spillway_crds::address::AddressPair;
 use spillway_crds::member::{
-    ClusterNetworkSpec, EgressNodeSpec, NodeRef, PlannedGatewaySpec, PlannedMemberSpec, PlannedPeerSpec,
-    PlannedPolicySpec,
+    ClusterNetworkSpec, EgressNodeSpec, Grants, NodeRef, PlannedGatewaySpec, PlannedMemberSpec,
+    PlannedPeerSpec, PlannedPolicySpec,
 };
 
 use super::gateways::Liveness;
@@ -29,6 +29,9 @@ pub struct NodeInputs {
     pub public_keys: BTreeMap<String, Vec<String>>,
     /// Ranges that no policy takes.
     pub network: ClusterNetworkSpec,
+    /// What the cluster's owner lets the hub do.
+    #[serde(default)]
+    pub grants: Grants,
     /// Labels of namespaces by name.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Pods of this node.

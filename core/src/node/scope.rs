@@ -20,6 +20,7 @@ impl Scope {
         Self(NodeInputs {
             plan,
             namespaces: inputs.namespaces.clone(),
+            grants: inputs.grants.clone(),
             settings: inputs.settings.clone(),
             ..NodeInputs::default()
         })
@@ -30,6 +31,7 @@ impl Scope {
         let policies = |i: &NodeInputs| i.plan.as_ref().map(|p| p.policies.clone());
         policies(&self.0) == policies(inputs)
             && self.0.namespaces == inputs.namespaces
+            && self.0.grants == inputs.grants
             && self.0.settings == inputs.settings
     }
 
@@ -48,6 +50,7 @@ impl Scope {
     /// labels nobody knows either, every selector of namespaces could.
     pub fn could_select_in(&self, namespace: &str) -> bool {
         namespace != self.0.settings.namespace
+            && self.0.grants.namespace(namespace)
             && self
                 .policies()
                 .any(|policy| match (&policy.source.namespace, &policy.namespaces) {
@@ -61,16 +64,24 @@ impl Scope {
                 })
     }
 
-    /// [`Scope::could_select_in`] of every known namespace.
+    /// [`Scope::could_select_in`] of every namespace that is known, or named in policies or grants.
     pub fn namespaces(&self) -> BTreeMap<String, bool> {
         let answer = |name: &String| (name.clone(), self.could_select_in(name));
         let named = self.policies().filter_map(|p| p.source.namespace.as_ref());
-        self.0.namespaces.keys().chain(named).map(answer).collect()
+        let granted = self.0.grants.namespaces.iter().flatten();
+        self.0
+            .namespaces
+            .keys()
+            .chain(named)
+            .chain(granted)
+            .map(answer)
+            .collect()
     }
 
     /// Whether a policy could select a pod of a namespace that nobody has heard of.
     pub fn could_select_elsewhere(&self) -> bool {
-        self.policies().any(|p| p.source.namespace.is_none())
+        // What is granted is granted by name.
+        self.0.grants.namespaces.is_none() && self.policies().any(|p| p.source.namespace.is_none())
     }
 
     /// Namespace of Spillway's own pods, which no policy selects.
@@ -120,6 +131,21 @@ mod tests {
         assert!(scope.is_of(&inputs));
         inputs.namespaces.clear();
         assert!(!scope.is_of(&inputs));
+    }
+
+    #[test]
+    fn what_is_not_granted_could_not_be_selected() {
+        let mut inputs = fixtures::source();
+        let policy = &mut inputs.plan.as_mut().expect("a plan").policies[0];
+        policy.source.namespace = None;
+        let before = Scope::of(&inputs);
+        assert!(before.could_select_in("web") && before.could_select_elsewhere());
+        inputs.grants.namespaces = Some(vec!["payments".into()]);
+        assert!(!before.is_of(&inputs));
+        let scope = Scope::of(&inputs);
+        assert!(scope.could_select_in("payments") && !scope.could_select_in("web"));
+        assert!(!scope.could_select_elsewhere());
+        assert_eq!(scope.namespaces().get("payments"), Some(&true));
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub(super) fn in_order(plan: &NodePlan) -> Vec<&PlannedPolicySpec> {
 
 /// Whether `policy` selects `pod` with its address `address`.
 pub(super) fn selects(policy: &PlannedPolicySpec, pod: &Pod, address: IpAddr, inputs: &NodeInputs) -> bool {
-    if pod.namespace == inputs.settings.namespace {
+    if pod.namespace == inputs.settings.namespace || !inputs.grants.namespace(&pod.namespace) {
         return false;
     }
     let namespace = match (&policy.source.namespace, &policy.namespaces) {

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use spillway_crds::LabelSelector;
 use spillway_crds::address::AddressPair;
 use spillway_crds::hub::OnUnavailable;
-use spillway_crds::member::{PlannedPolicySpec, PlannedThrough, PolicyRef};
+use spillway_crds::member::{Grants, PlannedPolicySpec, PlannedThrough, PolicyRef};
 
 use super::flows::{Flow, Verdict};
 use super::inputs::{NodeInputs, NodePlan, Pod};
@@ -296,6 +296,22 @@ fn pods_of_the_hosts_network_and_other_namespaces_are_left_alone() {
     inputs.pods[0].host_network = true;
     inputs.pods[1].namespace = "other".into();
     assert!(compile(&inputs).flows.pods.is_empty());
+}
+
+#[test]
+fn pods_of_namespaces_that_are_not_granted_are_left_alone() {
+    let inputs = fixtures::source();
+    let granting = |namespace: &str| NodeInputs {
+        grants: Grants {
+            namespaces: Some(vec![namespace.into()]),
+            ..Grants::default()
+        },
+        ..inputs.clone()
+    };
+    let all = compile(&inputs).flows.pods;
+    assert!(!all.is_empty());
+    assert_eq!(compile(&granting("payments")).flows.pods, all);
+    assert!(compile(&granting("other")).flows.pods.is_empty());
 }
 
 #[test]

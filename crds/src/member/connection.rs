@@ -4,7 +4,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Grants;
 use crate::condition::Condition;
+use crate::hub::is_default;
 
 /// The hub that this cluster joined. Named `current`. Written by `spillway join`, read by the member
 /// agent, which answers in `status`.
@@ -40,6 +42,9 @@ pub struct HubConnectionSpec {
     /// Set by `spillway leave`: the agent takes leave of the hub and has the nodes torn down.
     #[serde(default)]
     pub leaving: bool,
+    /// What the hub may do in this cluster. Left out, everything that its plans say.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub grants: Grants,
 }
 
 /// How the connection goes.
@@ -61,7 +66,7 @@ pub struct HubConnectionStatus {
     /// The hub was told that this member leaves, and agreed.
     #[serde(default)]
     pub left: bool,
-    /// `Enrolled`, `Connected`, `Programmed`. Reasons of a false `Enrolled`: `HubUnreachable`,
+    /// `Enrolled`, `Connected`, `Programmed`, `Granted`. Reasons of a false `Enrolled`: `HubUnreachable`,
     /// `PinMismatch`, `TokenUnknown`, `TokenUsed`, `TokenExpired`, `TokenForOtherMember`, `NameTaken`,
     /// `TokenMissing`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

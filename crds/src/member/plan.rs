@@ -9,6 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Grants;
 use crate::address::{AddressPair, PrefixPair};
 use crate::hub::{
     AddressPin, AddressSlices, Bandwidth, Destinations, OnUnavailable, Sources, Translation, is_default,
@@ -43,6 +44,10 @@ pub struct EgressPlanSpec {
     /// Set by `spillway leave`: every node removes all it has programmed and says so.
     #[serde(default)]
     pub teardown: bool,
+    /// What this cluster's owner grants the hub: `HubConnection.spec.grants`, as the member agent last read it. Nodes
+    /// go by it whatever the plan says.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub grants: Grants,
 }
 
 /// How far the plan has come in this cluster.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use spillway_core::plan::{Digest, Resource, ResourceKey, ResourceKind, digest_of};
 use spillway_crds::SINGLETON;
-use spillway_crds::member::{EgressPlanSpec, PlannedMemberSpec};
+use spillway_crds::member::{EgressPlanSpec, Grants, PlannedMemberSpec};
 
 /// One object.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -77,7 +77,49 @@ pub(crate) enum Unfit {
     },
 }
 
+/// What this cluster adds to the head of whatever plan it has.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Local {
+    /// The plan is being torn down.
+    pub(crate) teardown: bool,
+    /// What the owner lets the hub do.
+    pub(crate) grants: Grants,
+}
+
+impl Local {
+    /// What a head says of it.
+    pub(crate) fn of(head: Option<&EgressPlanSpec>) -> Self {
+        head.map_or_else(Self::default, |h| Self {
+            teardown: h.teardown,
+            grants: h.grants.clone(),
+        })
+    }
+}
+
 impl Contents {
+    /// What the plan asks for and the owner doesn't grant, in words. Of policies for all namespaces nothing can be said:
+    /// they select whom they may.
+    pub(crate) fn withheld(&self) -> Vec<String> {
+        let Some(grants) = self.head.as_ref().map(|h| &h.grants) else {
+            return Vec::new();
+        };
+        let own = self.member().map(|m| m.member.as_str());
+        let resources = self.entries.values().filter_map(|e| e.resource.as_ref());
+        let asked = resources.filter_map(|resource| match resource {
+            Resource::Policy(policy) => {
+                let namespace = policy.source.namespace.as_deref()?;
+                let name = &policy.source.name;
+                (!grants.namespace(namespace)).then(|| format!("policy {namespace}/{name}"))
+            }
+            Resource::Gateway(gateway) => {
+                let here = gateway.nodes.iter().any(|n| Some(n.node.member.as_str()) == own);
+                (here && !grants.gateway(&gateway.gateway)).then(|| format!("gateway {}", gateway.gateway))
+            }
+            _ => None,
+        });
+        asked.collect()
+    }
+
     /// Content digests by key.
     pub(crate) fn digests(&self) -> BTreeMap<ResourceKey, Digest> {
         self.entries.iter().map(|(k, e)| (k.clone(), e.digest)).collect()
@@ -101,7 +143,7 @@ impl Contents {
     }
 
     /// What must be written for `update`; nothing at all where everything is as it says already.
-    pub(crate) fn changes(&self, update: &Update, teardown: bool) -> Result<Changes, Unfit> {
+    pub(crate) fn changes(&self, update: &Update, local: &Local) -> Result<Changes, Unfit> {
         if let Some(head) = &self.head
             && head.hub_id == update.hub_id
             && update.epoch < head.epoch
@@ -142,7 +184,8 @@ impl Contents {
             digest: update.target.to_string(),
             hub_id: update.hub_id.clone(),
             epoch: update.epoch,
-            teardown,
+            teardown: local.teardown,
+            grants: local.grants.clone(),
         };
         let head = (self.head.as_ref() != Some(&head)).then_some(head);
         Ok(Changes {
@@ -211,7 +254,7 @@ mod tests {
 
     fn holding(plan: &Plan) -> Contents {
         let none = Contents::default();
-        let changes = none.changes(&full(plan), false).expect("fits");
+        let changes = none.changes(&full(plan), &Local::default()).expect("fits");
         after(none, changes)
     }
 
@@ -222,17 +265,17 @@ mod tests {
         ) {
             let held = holding(&from);
             let update = if whole { full(&to) } else { delta(&from, &to) };
-            let changes = held.changes(&update, false).expect("fits");
+            let changes = held.changes(&update, &Local::default()).expect("fits");
             let now = after(held, changes);
             prop_assert_eq!(now.digests(), to.digests());
             prop_assert_eq!(now.digest(), Some(to.digest()));
-            prop_assert_eq!(now.changes(&update, false), Ok(Changes::default()));
+            prop_assert_eq!(now.changes(&update, &Local::default()), Ok(Changes::default()));
         }
 
         #[test]
         fn only_what_differs_is_written(from in plans(), to in plans()) {
             let held = holding(&from);
-            let changes = held.changes(&full(&to), false).expect("fits");
+            let changes = held.changes(&full(&to), &Local::default()).expect("fits");
             let expected = Delta::between(&from.digests(), &to);
             prop_assert!(changes.writes.keys().eq(expected.upserts.keys()));
             prop_assert!(changes.removes.iter().eq(expected.removes.iter()));
@@ -241,7 +284,7 @@ mod tests {
         #[test]
         fn a_delta_on_another_base_is_refused(a in plans(), b in plans(), to in plans()) {
             let update = delta(&a, &to);
-            match holding(&b).changes(&update, false) {
+            match holding(&b).changes(&update, &Local::default()) {
                 Ok(changes) => prop_assert_eq!(after(holding(&b), changes).digests(), to.digests()),
                 Err(e) => prop_assert!(matches!(e, Unfit::WrongSum { .. }), "{e:?}"),
             }
@@ -256,7 +299,7 @@ mod tests {
         let mut update = full(&plan);
         update.epoch = 6;
         assert!(matches!(
-            held.changes(&update, false),
+            held.changes(&update, &Local::default()),
             Err(Unfit::OlderEpoch {
                 offered: 6,
                 held: 7,
@@ -264,6 +307,6 @@ mod tests {
             })
         ));
         update.hub_id = "another".into();
-        assert!(held.changes(&update, false).is_ok());
+        assert!(held.changes(&update, &Local::default()).is_ok());
     }
 }

@@ -12,6 +12,8 @@ mod objects;
 mod repair;
 mod store;
 
+#[cfg(test)]
+pub(crate) use contents::Entry;
 pub(crate) use contents::{Contents, Update};
 pub(crate) use repair::{PlanMirrors, repair};
 pub(crate) use store::{ApplyError, Store};

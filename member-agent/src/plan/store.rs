@@ -9,10 +9,10 @@ use kube::api::{DeleteParams, DynamicObject, ListParams};
 use kube::{Api, Client};
 use spillway_core::plan::{Digest, Resource, ResourceKey};
 use spillway_crds::SINGLETON;
-use spillway_crds::member::{EgressPlan, EgressPlanSpec};
+use spillway_crds::member::{EgressPlan, EgressPlanSpec, Grants};
 use tokio::sync::{Mutex, watch};
 
-use super::contents::{Contents, Entry, Unfit, Update};
+use super::contents::{Contents, Entry, Local, Unfit, Update};
 use super::objects::{self, KINDS, api_resource};
 use crate::api::{self, Failure};
 use crate::backoff::Backoff;
@@ -43,8 +43,8 @@ pub(crate) struct Store {
     contents: RwLock<Arc<Contents>>,
     version: watch::Sender<u64>,
     observed: Observed,
-    /// Whoever writes holds this; the value is whether the plan is being torn down.
-    writing: Mutex<bool>,
+    /// Whoever writes holds this.
+    writing: Mutex<Local>,
 }
 
 impl Store {
@@ -72,13 +72,13 @@ impl Store {
                 "carrying on with the plan in place"
             );
         }
-        let teardown = contents.head.as_ref().is_some_and(|h| h.teardown);
+        let local = Local::of(contents.head.as_ref());
         Self {
             client,
             contents: RwLock::new(Arc::new(contents)),
             version: watch::Sender::new(0),
             observed,
-            writing: Mutex::new(teardown),
+            writing: Mutex::new(local),
         }
     }
 
@@ -106,9 +106,9 @@ impl Store {
     }
 
     async fn realise(&self, update: &Update) -> Result<(), ApplyError> {
-        let teardown = self.writing.lock().await;
+        let local = self.writing.lock().await;
         let before = self.contents();
-        let changes = before.changes(update, *teardown)?;
+        let changes = before.changes(update, &local)?;
         let started = std::time::Instant::now();
         let (written, removed) = (changes.writes.len(), changes.removes.len());
         // All at once, whatever their kind: nodes look at none of them before the head says that all are there.
@@ -159,22 +159,36 @@ impl Store {
     /// Has every node remove what it has programmed, or takes that back. Before the first plan a head with
     /// an empty digest says so.
     pub(crate) async fn set_teardown(&self, wanted: bool) -> Result<(), Failure> {
-        let mut teardown = self.writing.lock().await;
-        *teardown = wanted;
+        let mut local = self.writing.lock().await;
+        local.teardown = wanted;
         let head = self.contents().head.clone();
         if head.is_none() && !wanted || head.as_ref().is_some_and(|h| h.teardown == wanted) {
             return Ok(());
         }
         let head = EgressPlanSpec {
             teardown: wanted,
+            grants: local.grants.clone(),
             ..head.unwrap_or_default()
         };
         self.write_head(&head).await
     }
 
+    /// Has every node go by these from now on, whatever the plan says. Waits as long as the API server is away.
+    pub(crate) async fn set_grants(&self, grants: &Grants) -> Result<(), Failure> {
+        let mut local = self.writing.lock().await;
+        local.grants.clone_from(grants);
+        match self.contents().head.clone() {
+            Some(head) if head.grants != *grants => {
+                let grants = grants.clone();
+                self.write_head(&EgressPlanSpec { grants, ..head }).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The next plan isn't one to be torn down. What is in place stays as it is until then.
     pub(crate) async fn expect_no_teardown(&self) {
-        *self.writing.lock().await = false;
+        self.writing.lock().await.teardown = false;
     }
 
     /// Puts the objects `keys` and the head (if asked) back to what the contents say.
