@@ -8,6 +8,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spillway
 export PATH := $(HOME)/.cargo/bin:$(CACHE)/tools/bin:/usr/local/go/bin:$(PATH)
 CARGO_DENY_VERSION := 0.20.2
 SCENARIO ?=
+MEMBERS ?=
 # What the machines of clusters are made of: namespaces of this machine, or kind's containers.
 PROVIDER ?= namespaces
 KERNEL ?=
@@ -58,6 +59,11 @@ test-kernels: toolbox ## The data path on Debian's kernels, in virtual machines;
 bench: toolbox ## Measure what users run: convergence, throughput, gaps across faults; prints a table, writes target/bench.json
 	cargo build --release --workspace --bins
 	$(AS_ROOT) target/release/spillway-bench
+
+.PHONY: bench-scale
+bench-scale: toolbox ## Measure a hub with 10, 100 and 1,000 members; MEMBERS=100 picks a size; prints a table, writes target/bench-scale.json
+	cargo build --release --workspace --bins
+	$(AS_ROOT) target/release/spillway-bench-scale $(addprefix --members ,$(MEMBERS))
 
 .PHONY: build
 build: ## Build all programs
