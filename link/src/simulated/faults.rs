@@ -67,9 +67,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (1u64..2_000).prop_map(Event::Delay),
         1 => member().prop_map(Event::FailOnce),
         1 => (member(), any::<bool>()).prop_map(|(m, on)| Event::Refuse(m, on)),
-        // Hardly: an object that is lost, or a hub that goes back, while something is being stored is more than the store
-        // made here can tell from a fault.
-        1 => (member(), 0u64..2).prop_map(|(m, ms)| Event::Slow(m, ms)),
+        1 => (member(), 0u64..20_000).prop_map(|(m, ms)| Event::Slow(m, ms)),
         1 => member().prop_map(Event::Lose),
         8 => (0u64..3_000).prop_map(Event::Wait),
     ];

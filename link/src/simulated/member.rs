@@ -68,6 +68,12 @@ impl MemberBackend for Body {
                     reason: "not now".into(),
                 });
             }
+            if !facts.fits(&self.name, &update) {
+                return Err(RefusedUpdate {
+                    resource: None,
+                    reason: "the resources don't add up".into(),
+                });
+            }
             facts.commit(&self.name, update);
         }
         self.report();

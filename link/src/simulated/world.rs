@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use proptest::prelude::ProptestConfig;
-use spillway_core::plan::{Digest, Plan, Resource, ResourceKey};
+use spillway_core::plan::{Digest, Plan, Resource, ResourceKey, digest_of};
 use spillway_crds::member::{PeerNode, PlannedMemberSpec, PlannedPeerSpec};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -84,6 +84,18 @@ impl Facts {
             .newest
             .get_or_insert_with(|| watch::channel(None).0);
         newest.subscribe()
+    }
+
+    /// Whether the update adds up where objects were lost since it was checked, as the agent looks once more.
+    pub(super) fn fits(&mut self, name: &str, update: &VerifiedUpdate) -> bool {
+        let member = self.member(name);
+        let mut after = BTreeMap::new();
+        if !update.full {
+            after.clone_from(&member.held.digests);
+        }
+        after.retain(|k, _| !update.removes.contains(k));
+        after.extend(update.upserts.iter().map(|(k, (_, digest))| (k.clone(), *digest)));
+        !member.damaged || digest_of(&after) == update.target
     }
 
     /// The member stores an update: was it right to?
@@ -174,6 +186,8 @@ pub(super) struct World {
     authority: CertificateAuthority,
     pub(super) identities: BTreeMap<String, MemberIdentity>,
     epoch: u64,
+    /// The highest epoch there was: a member may still be storing a plan of it.
+    highest: u64,
     hub: Option<(Process, JoinHandle<()>)>,
     members: BTreeMap<String, Member>,
     /// Whom members dial.
@@ -193,6 +207,7 @@ impl World {
             identities: identities.collect(),
             authority,
             epoch: 5,
+            highest: 5,
             hub: None,
             members: BTreeMap::new(),
             endpoint: format!("{HUB}:1"),
@@ -214,6 +229,7 @@ impl World {
     pub(super) fn start_hub(&mut self, epochs: i64, sync: Duration) {
         self.crash_hub();
         self.epoch = self.epoch.saturating_add_signed(epochs).max(1);
+        self.highest = self.highest.max(self.epoch);
         let process = Process::new(HUB);
         let listener = self.net.listen(&process);
         let (_, authorities) = watch::channel(Arc::new(Authorities::from(self.authority())));
@@ -306,25 +322,14 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.net.open_all();
         self.net.delay(Duration::from_millis(5));
-        let ahead = {
-            let mut facts = self.truth.facts();
-            for member in facts.members.values_mut() {
-                member.refuses = false;
-                member.fails_once = false;
-                member.slowness = Duration::from_millis(1);
-            }
-            facts.members.values().any(|m| m.held.epoch > self.epoch)
-        };
-        if ahead {
+        for member in self.truth.facts().members.values_mut() {
+            member.refuses = false;
+            member.fails_once = false;
+            member.slowness = Duration::from_millis(1);
+        }
+        if self.epoch < self.highest {
             // What the refusal tells the administrator to do.
-            self.epoch = self
-                .truth
-                .facts()
-                .members
-                .values()
-                .map(|m| m.held.epoch)
-                .max()
-                .unwrap_or(1);
+            self.epoch = self.highest;
             self.start_hub(1, Duration::ZERO);
         } else if self.hub.is_none() {
             self.start_hub(0, Duration::ZERO);
