@@ -32,6 +32,7 @@ test: toolbox check unit docs e2e ## Everything: format, clippy, deny, unit and 
 check: tools toolbox ## Format, clippy, dependency rules, generated files
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --test scenarios -- -D warnings
 	cargo deny --log-level error check bans licenses sources
 	deploy/generate.sh --check
 

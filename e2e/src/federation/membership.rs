@@ -140,7 +140,7 @@ impl Federation {
 
     /// The same, expecting it to fail and to say each of `words`; then clears what it left.
     pub async fn join_fails(&self, member: &str, token: &Token, words: &[&str]) -> Result<()> {
-        let (code, said) = self.run_join(member, token, &["--timeout", "60s"], None).await?;
+        let (code, said) = self.run_join(member, token, &["--timeout", "30s"], None).await?;
         ensure!(code != 0, "join succeeded:\n{said}");
         for word in words {
             ensure!(

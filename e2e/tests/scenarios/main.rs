@@ -19,6 +19,8 @@
 //! up with the first that runs and goes down after the last. Each works in namespaces of its own, and leaves gateways and members as it found them.
 //! What is told to different federations runs side by side where the machine has four processors and the memory ([`lane`]); `--test-threads 1` says no.
 
+#![expect(clippy::print_stdout, reason = "the table is the program's output")]
+
 mod api;
 mod arena;
 mod failover;

@@ -228,7 +228,9 @@ pub(crate) async fn whoever_wins_is_whom_the_documentation_names(fed: &Federatio
             .hub_object(&[rule.kind(), "-n", story.namespace(), &rule.name])
             .await?;
         let created = object["metadata"]["creationTimestamp"].as_str();
-        rule.created = created.context("no time of creation")?.to_owned();
+        created
+            .context("no time of creation")?
+            .clone_into(&mut rule.created);
     }
     let winners = agrees(fed, &rules, &subjects).await?;
     ensure!(

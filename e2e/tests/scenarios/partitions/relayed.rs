@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use spillway_e2e::eventually;
-use spillway_e2e::federation::{Egress, Federation, Load, OUTSIDE, PATIENCE, Story, StoryPod};
+use spillway_e2e::federation::{Egress, Federation, Flows, Load, OUTSIDE, PATIENCE, Story, StoryPod};
 
 /// Egress IPs of gateway frankfurt, in partition 1, and of gateway zurich, in partition 3.
 const FRANKFURT: &str = "203.0.113.10";
@@ -77,7 +77,7 @@ impl<'a> Ground<'a> {
             anyhow::Ok(())
         }
         .await;
-        let ended = futures::future::join_all(flows.into_iter().map(|f| f.end())).await;
+        let ended = futures::future::join_all(flows.into_iter().map(Flows::end)).await;
         done?;
         for ((pod, egress), outcome) in self.pods.iter().zip(ended) {
             let outcome = outcome?;
@@ -166,13 +166,13 @@ pub(crate) async fn every_pair_has_its_way(fed: &Federation) -> Result<()> {
         path["through"].as_array().is_some_and(|t| t.len() == 2),
         "both nodes of a relay: {path}"
     );
-    let captures = [1, 2, 3].map(|p| fed.capture_between(p));
+    let wires = [1, 2, 3].map(|p| fed.capture_between(p));
     for (pod, egress) in &ground.pods {
         let seen = pod.talk(OUTSIDE, "nobody-may-read-this", 50).await?;
         ensure!(seen.starts_with(egress), "the server saw {seen}");
     }
-    for (p, capture) in (1..).zip(captures) {
-        let captured = capture?.stop()?;
+    for (p, running) in (1..).zip(wires) {
+        let captured = running?.stop()?;
         ensure!(
             !captured.holds("nobody-may-read-this"),
             "the payload can be read between partition {p} and the others"
