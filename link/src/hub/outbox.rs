@@ -72,6 +72,7 @@ impl Outbox {
     /// Asked after everything that happens.
     pub(super) fn due(&mut self, newest: Option<&Arc<PublishedPlan>>, now: Instant) -> Due {
         let Some(newest) = newest else {
+            self.newest = None;
             return Due::Nothing;
         };
         let target = self.digest_of_newest(newest);
@@ -132,12 +133,14 @@ impl Outbox {
         }
     }
 
-    /// When [`Self::due`] is to be asked though nothing happened.
+    /// When [`Self::due`] is to be asked though nothing happened. Never for a refused plan that isn't the newest any more,
+    /// or that the member has after all: that time passes, and whoever waited for it would ask for ever.
     pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.refused
-            .as_ref()
-            .filter(|_| self.in_flight.is_none())
-            .map(|r| r.until)
+        let refused = self.refused.as_ref()?;
+        let (newest, digest) = self.newest.as_ref()?;
+        let is_newest = refused.digest == *digest && refused.removal_intended == newest.removal_intended;
+        let due = self.in_flight.is_none() && (self.whole || self.holds_newest().is_none());
+        (is_newest && due).then_some(refused.until)
     }
 
     /// The member has persisted an update. `None` where that isn't about the update under way.
@@ -280,6 +283,22 @@ mod tests {
         let frame = sent(outbox.due(Some(&a), now));
         assert!(outbox.refuse(frame.nonce, now).is_some());
         sent(outbox.due(Some(&b), now));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_refused_plan_that_is_not_wanted_any_more() {
+        let (a, b, now) = (plan(&["a"]), plan(&["b"]), Instant::now());
+        let mut outbox = Outbox::new(Some(a.plan.digests()), RETRY, usize::MAX);
+        let nonce = sent(outbox.due(Some(&b), now)).nonce;
+        assert!(outbox.refuse(nonce, now).is_some());
+        assert!(quiet(&outbox.due(Some(&b), now)));
+        assert_eq!(outbox.retry_at(), Some(now + RETRY));
+        assert!(quiet(&outbox.due(Some(&a), now)), "it has that");
+        assert_eq!(outbox.retry_at(), None);
+        assert!(quiet(&outbox.due(Some(&b), now)), "not forgotten");
+        assert_eq!(outbox.retry_at(), Some(now + RETRY));
+        assert!(quiet(&outbox.due(None, now)));
+        assert_eq!(outbox.retry_at(), None);
     }
 
     #[test]
