@@ -4,8 +4,9 @@
 //! threads encrypt. The device ends with the process: what was to go through it meets an `unreachable` route until the
 //! next process has made it anew and shaken hands, which takes a round trip a peer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use netlink_packet_route::link::InfoKind;
 use spillway_core::node::state::{WireGuardDevice, WireGuardPeer};
 use spillway_core::wireguard::PublicKey;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::tun::Tun;
 use super::{Implementation, PrivateKey, WireGuard, changes};
@@ -26,6 +27,10 @@ use crate::{Changes, Error, Result};
 
 /// How long new peers are waited for to answer the first handshake; WireGuard itself goes on trying.
 const FIRST_HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Time after which a peer that is to be called through a relay from now on is looked at for the first time, and the longest
+/// from one look to the next; each wait is twice the one before.
+const SETTLING: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(4)];
 
 /// Bytes of the UDP socket's buffers, as far as the kernel lets us: bursts come faster than a thread wakes up.
 const BUFFER: usize = 4 << 20;
@@ -74,6 +79,7 @@ impl Userspace {
                 key: self.key.clone(),
                 held: self.held.clone(),
                 live: None,
+                settling: None,
             };
             thread::Builder::new()
                 .name("wireguard".into())
@@ -149,11 +155,23 @@ struct Live {
     mtu: watch::Sender<u16>,
 }
 
+/// Peers that are to be called through a relay from now on.
+///
+/// WireGuard answers to wherever it last heard somebody. While a direct way is still open, what is under way on it leads both
+/// ends back to it one after the other, and when it closes at last neither looks for another. So each goes on calling by way
+/// of the relay for a while; whoever hears that follows.
+struct Settling {
+    peers: BTreeMap<PublicKey, SocketAddr>,
+    wait: Duration,
+    next: Instant,
+}
+
 /// The thread's inside.
 struct Tunnel {
     key: PrivateKey,
     held: watch::Sender<Option<WireGuardDevice>>,
     live: Option<Live>,
+    settling: Option<Settling>,
 }
 
 impl Tunnel {
@@ -171,6 +189,10 @@ impl Tunnel {
                     () = failed(&mut self.live) => {
                         tracing::error!("the userspace WireGuard device has failed; it is made anew");
                         self.stop().await;
+                        continue;
+                    }
+                    () = due(self.settling.as_ref().map(|s| s.next)) => {
+                        self.settle().await;
                         continue;
                     }
                 }
@@ -222,8 +244,46 @@ impl Tunnel {
         self.held.send_replace(None);
     }
 
+    /// Has those called through their relay again that went back to a direct way.
+    async fn settle(&mut self) {
+        let (Some(mut settling), Some(live)) = (self.settling.take(), &self.live) else {
+            return;
+        };
+        if let Err(error) = live.call_through_relays(&settling.peers).await {
+            tracing::warn!(%error, "peers can't be called through their relays; trying again");
+        }
+        settling.wait *= 2;
+        if settling.wait <= SETTLING[1] {
+            settling.next = Instant::now() + settling.wait;
+            self.settling = Some(settling);
+        }
+    }
+
+    /// Peers of `wanted` that weren't called through a relay before, or through another.
+    fn newly_relayed(&self, wanted: &WireGuardDevice) -> Option<Settling> {
+        let before = &self.live.as_ref()?.wanted.peers;
+        let moved = |key: &PublicKey| {
+            before
+                .get(key)
+                .is_some_and(|b| b.endpoint != wanted.peers[key].endpoint)
+        };
+        let relayed = wanted.relayed().into_iter().filter(moved);
+        let peers: BTreeMap<_, _> = relayed.map(|key| (key, wanted.peers[&key].endpoint)).collect();
+        (!peers.is_empty()).then(|| Settling {
+            peers,
+            wait: SETTLING[0],
+            next: Instant::now() + SETTLING[0],
+        })
+    }
+
     /// Answers which peers are new and can be called.
     async fn apply(&mut self, wanted: WireGuardDevice) -> io::Result<Vec<x25519::PublicKey>> {
+        let settling = self.newly_relayed(&wanted);
+        if let Some(old) = &mut self.settling {
+            old.peers
+                .retain(|key, at| wanted.peers.get(key).is_some_and(|p| p.endpoint == *at));
+        }
+        self.settling = settling.or(self.settling.take());
         if let Some(live) = &self.live
             && (&live.wanted.name, live.wanted.port) != (&wanted.name, wanted.port)
         {
@@ -260,6 +320,14 @@ async fn free(port: u16) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Ends at that moment, if there is one.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -313,6 +381,42 @@ impl Live {
             wanted: wanted.clone(),
             mtu,
         })
+    }
+
+    /// Calls `peers` at these doors, but for those that were last heard through a relay, whichever.
+    async fn call_through_relays(&self, peers: &BTreeMap<PublicKey, SocketAddr>) -> io::Result<()> {
+        let relays: BTreeSet<IpAddr> = self.wanted.peers.values().filter_map(|p| p.address).collect();
+        let now = self.device.peers().await;
+        let strayed: Vec<_> = now
+            .iter()
+            .filter(|p| !p.peer.endpoint.is_some_and(|at| relays.contains(&at.ip())))
+            .filter_map(|p| {
+                let key = PublicKey::from(p.peer.public_key.to_bytes());
+                Some((
+                    p.peer.public_key,
+                    *peers.get(&key)?,
+                    self.wanted.peers.get(&key)?.keepalive,
+                ))
+            })
+            .collect();
+        if strayed.is_empty() {
+            return Ok(());
+        }
+        // A keepalive that is turned on is sent at once.
+        for on in [false, true] {
+            let done = self.device.write(async |device| {
+                for (key, at, keepalive) in &strayed {
+                    device
+                        .modify_peer(key, |peer| {
+                            peer.set_endpoint(Some(*at));
+                            peer.set_keepalive((on && *keepalive > 0).then_some(*keepalive));
+                        })
+                        .await;
+                }
+            });
+            done.await.map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     /// Addresses are taken from peers before others get them.
