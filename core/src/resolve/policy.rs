@@ -9,8 +9,8 @@ use spillway_crds::hub::{
 };
 use spillway_crds::member::PolicyRef;
 
-use super::gateway::{Gateway, Gateways};
-use super::status::MAX_NAMES;
+use super::gateway::Gateways;
+use super::status::listed;
 use super::{Fault, FederationState, MemberInput, PolicyInput};
 use crate::address::{Addresses, parse_prefix};
 use crate::alloc::{self, Egress, Memory};
@@ -95,11 +95,15 @@ impl<'a> Policies<'a> {
         members: &BTreeMap<&'a str, &'a MemberInput>,
         gateways: &Gateways<'a>,
     ) -> Self {
-        let inputs: BTreeMap<_, _> = state.policies.iter().map(|p| (&p.source, p)).collect();
-        let grants = grants(inputs.values().copied(), members, gateways);
+        let inputs: BTreeMap<_, _> = state
+            .policies
+            .iter()
+            .map(|p| (&p.source, (p, Audience::of(p, members, gateways))))
+            .collect();
+        let grants = grants(inputs.values(), gateways);
         let by_source = inputs
             .into_iter()
-            .map(|(source, p)| (source, Policy::new(p, members, gateways, &grants)))
+            .map(|(source, (p, audience))| (source, Policy::new(p, audience, gateways, &grants)))
             .collect();
         Self { by_source }
     }
@@ -165,14 +169,17 @@ fn within_bounds(wanted: &BTreeSet<Egress>, recorded: &[(Egress, u16)]) -> BTree
 impl<'a> Policy<'a> {
     fn new(
         input: &'a PolicyInput,
-        members: &BTreeMap<&'a str, &'a MemberInput>,
+        audience: Audience<'a>,
         gateways: &Gateways<'a>,
         grants: &Grants<'a>,
     ) -> Self {
         let mut faults = Vec::new();
         let (mut through, mut chosen, mut users) = (Vec::new(), Vec::new(), Vec::new());
-        let selected = selected(input, members);
-        for (i, entry) in input.through.iter().enumerate() {
+        let Audience {
+            selected,
+            users: may_use,
+        } = audience;
+        for (i, (entry, may)) in input.through.iter().zip(may_use).enumerate() {
             if input.through[..i].iter().any(|e| e.gateway == entry.gateway) {
                 faults.push(Fault::new(
                     "DuplicateEntry",
@@ -183,17 +190,12 @@ impl<'a> Policy<'a> {
                 ));
                 continue;
             }
-            let may = match gateways.get(&entry.gateway) {
-                Some(gateway) => {
-                    let may = granted(input, &selected, members, gateway);
-                    faults.extend(ungranted(i, input, gateway, &selected, &may));
-                    if may.is_empty() && !selected.is_empty() {
-                        continue;
-                    }
-                    may
+            if may.len() < selected.len() {
+                faults.push(ungranted(i, input, &selected, &may));
+                if may.is_empty() {
+                    continue;
                 }
-                None => selected.clone(),
-            };
+            }
             let grant = grants.get(&(&input.source, entry.gateway.as_str()));
             match egress(i, entry, gateways, grant) {
                 Ok((egress, how)) => {
@@ -274,73 +276,65 @@ impl<'a> Policy<'a> {
     }
 }
 
-/// Members that a policy selects, sorted.
-fn selected<'a>(input: &PolicyInput, members: &BTreeMap<&'a str, &'a MemberInput>) -> Vec<&'a str> {
-    let selected = members.iter().filter(|(_, m)| input.members.matches(&m.labels));
-    selected.map(|(name, _)| *name).collect()
+/// Whom a policy is for.
+struct Audience<'a> {
+    /// Members that it selects, sorted.
+    selected: Vec<&'a str>,
+    /// Those in which it may use what each entry of `through` names, sorted. Where that is no gateway, all.
+    users: Vec<Vec<&'a str>>,
 }
 
-/// Those of `selected` in which the policy may use a gateway.
-fn granted<'a>(
-    input: &PolicyInput,
-    selected: &[&'a str],
-    members: &BTreeMap<&'a str, &'a MemberInput>,
-    gateway: &Gateway<'_>,
-) -> Vec<&'a str> {
-    let may = |name: &&&str| members.get(**name).is_some_and(|m| gateway.grants(input, m));
-    selected.iter().filter(may).copied().collect()
+impl<'a> Audience<'a> {
+    fn of(
+        input: &PolicyInput,
+        members: &BTreeMap<&'a str, &'a MemberInput>,
+        gateways: &Gateways<'a>,
+    ) -> Self {
+        let selected: Vec<_> = members
+            .iter()
+            .filter(|(_, m)| input.members.matches(&m.labels))
+            .collect();
+        let users = |entry: &Through| {
+            let gateway = gateways.get(&entry.gateway);
+            let may = |m: &MemberInput| gateway.is_none_or(|g| g.grants(input, m));
+            let users = selected.iter().filter(|(_, m)| may(m));
+            users.map(|(name, _)| **name).collect()
+        };
+        Self {
+            users: input.through.iter().map(users).collect(),
+            selected: selected.iter().map(|(name, _)| **name).collect(),
+        }
+    }
 }
 
 /// Where a policy may not use what it names.
-fn ungranted(
-    i: usize,
-    input: &PolicyInput,
-    gateway: &Gateway<'_>,
-    selected: &[&str],
-    may: &[&str],
-) -> Option<Fault> {
-    let denied: Vec<_> = selected.iter().filter(|m| !may.contains(m)).copied().collect();
-    if denied.is_empty() {
-        return None;
-    }
+fn ungranted(i: usize, input: &PolicyInput, selected: &[&str], may: &[&str]) -> Fault {
+    let denied: Vec<_> = selected.iter().filter(|m| !may.contains(m)).collect();
     let whose = match &input.source.namespace {
         Some(namespace) => format!("policies of namespace {namespace}"),
         None => "cluster-wide policies".into(),
     };
-    let more = match denied.len().saturating_sub(MAX_NAMES) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let names = denied
-        .iter()
-        .take(MAX_NAMES)
-        .copied()
-        .collect::<Vec<_>>()
-        .join(", ");
-    Some(Fault::new(
+    Fault::new(
         "NotGranted",
         format!(
-            "spec.through[{i}].gateway: EgressGateway {:?} isn't granted to {whose} in {names}{more}; ask whoever owns it for an entry in its spec.allow, or select other members. There it is as if the entry were missing",
-            gateway.input.name
+            "spec.through[{i}].gateway: EgressGateway {:?} isn't granted to {whose} in {}; ask whoever owns it for an entry in its spec.allow, or select other members. There it is as if the entry were missing",
+            input.through[i].gateway,
+            listed(&denied)
         ),
-    ))
+    )
 }
 
 /// Hands out every gateway's addresses, to those who may use it.
-fn grants<'a>(
-    policies: impl Iterator<Item = &'a PolicyInput>,
-    members: &BTreeMap<&'a str, &'a MemberInput>,
+fn grants<'a: 'p, 'p>(
+    policies: impl Iterator<Item = &'p (&'a PolicyInput, Audience<'a>)>,
     gateways: &Gateways<'a>,
 ) -> Grants<'a> {
     let mut requests: BTreeMap<&str, Vec<Request<'a>>> = BTreeMap::new();
-    for policy in policies {
+    for (policy, audience) in policies {
         let mut asked = BTreeSet::new();
-        let selected = selected(policy, members);
-        let denied = |entry: &Through| {
-            let gateway = gateways.get(&entry.gateway);
-            !selected.is_empty() && gateway.is_some_and(|g| granted(policy, &selected, members, g).is_empty())
-        };
-        for entry in policy.through.iter().filter(|e| !denied(e)) {
+        let entries = policy.through.iter().zip(&audience.users);
+        let granted = entries.filter(|(_, users)| audience.selected.is_empty() || !users.is_empty());
+        for (entry, _) in granted {
             let fixed = entry
                 .egress_ip
                 .as_ref()

@@ -13,6 +13,7 @@ use spillway_crds::member::PolicyRef;
 use spillway_crds::{LabelSelector, Operator, Requirement};
 
 use super::policy::{Policies, Policy};
+use super::status::listed;
 use crate::node::flatten::{Claim, TooFine, flatten};
 use crate::node::interval::{Family, Interval};
 use crate::node::outcome::Outcome;
@@ -24,8 +25,6 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// How much is computed in one resolution: pairs of selections compared, members in which one might cover another, and
 /// CIDRs flattened. Where it is used up, by some thousand different selections, nothing is said of the rest.
 const BUDGET: usize = 4_000_000;
-/// Policies that one message names.
-const MAX_NAMES: usize = 5;
 
 /// What is lost to others, by policy.
 pub(super) struct Shadows<'a> {
@@ -250,14 +249,8 @@ impl Losses<'_> {
     }
 
     fn names(&self) -> String {
-        let more = self.to.len().saturating_sub(MAX_NAMES);
-        let names: Vec<_> = self.to.iter().take(MAX_NAMES).map(ToString::to_string).collect();
-        let names = names.join(", ");
-        if more > 0 {
-            format!("{names} and {more} more")
-        } else {
-            names
-        }
+        let to: Vec<_> = self.to.iter().collect();
+        listed(&to)
     }
 
     fn verdict(&self) -> Verdict {
@@ -278,20 +271,13 @@ impl Losses<'_> {
         }
         let mut members: Vec<&str> = self.whole.iter().chain(&self.part).copied().collect();
         members.sort_unstable();
-        let more = members.len().saturating_sub(MAX_NAMES);
-        members.truncate(MAX_NAMES);
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
         let what = if self.part.is_empty() { "all" } else { "some" };
         Verdict::yes(
             kind,
             "PartlyShadowed",
             format!(
-                "{what} of its destinations go to {names}, which select all of its pods in {}{more}",
-                members.join(", ")
+                "{what} of its destinations go to {names}, which select all of its pods in {}",
+                listed(&members)
             ),
         )
     }

@@ -1,6 +1,7 @@
 //! What to tell users of their objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use spillway_crds::condition::{ConditionType, Verdict};
@@ -329,14 +330,7 @@ impl View<'_, '_> {
             refused.truncate(MAX_FAULTS);
             Verdict::no(ConditionType::Programmed, "Refused", refused.join("; "))
         } else if !pending.is_empty() {
-            let more = pending.len().saturating_sub(MAX_NAMES);
-            pending.truncate(MAX_NAMES);
-            let names = pending.join(", ");
-            let message = if more > 0 {
-                format!("waiting for {names} and {more} more")
-            } else {
-                format!("waiting for {names}")
-            };
+            let message = format!("waiting for {}", listed(&pending));
             Verdict::no(ConditionType::Programmed, "Pending", message)
         } else {
             Verdict::yes(ConditionType::Programmed, "Programmed", "")
@@ -425,10 +419,10 @@ fn unready(gateway: &Gateway<'_>) -> String {
     said.join(", ")
 }
 
-/// Policies' names, and how many more there are.
-fn listed(policies: &[&PolicyRef]) -> String {
-    let names: Vec<_> = policies.iter().take(MAX_NAMES).map(ToString::to_string).collect();
-    match policies.len().saturating_sub(MAX_NAMES) {
+/// The first names, and how many more there are.
+pub(super) fn listed<T: fmt::Display>(all: &[T]) -> String {
+    let names: Vec<_> = all.iter().take(MAX_NAMES).map(ToString::to_string).collect();
+    match all.len().saturating_sub(MAX_NAMES) {
         0 => names.join(", "),
         more => format!("{} and {more} more", names.join(", ")),
     }
