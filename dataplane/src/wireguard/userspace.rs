@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
+use gotatun::device::configure::PeerMut;
 use gotatun::device::{Device, DeviceBuilder, Peer};
 use gotatun::udp::socket::UdpSocketFactory;
 use gotatun::x25519;
@@ -259,17 +260,27 @@ impl Tunnel {
         }
     }
 
-    /// Peers of `wanted` that weren't called through a relay before, or through another.
-    fn newly_relayed(&self, wanted: &WireGuardDevice) -> Option<Settling> {
-        let before = &self.live.as_ref()?.wanted.peers;
+    /// What of `wanted` has to settle: peers that weren't called through a relay before, or through another, and those that
+    /// still have to and are to be called as before.
+    fn settling(&mut self, wanted: &WireGuardDevice) -> Option<Settling> {
+        let before = self.live.as_ref().map(|live| &live.wanted.peers);
         let moved = |key: &PublicKey| {
-            before
-                .get(key)
-                .is_some_and(|b| b.endpoint != wanted.peers[key].endpoint)
+            let before = before.and_then(|peers| peers.get(key));
+            before.is_some_and(|b| b.endpoint != wanted.peers[key].endpoint)
         };
-        let relayed = wanted.relayed().into_iter().filter(moved);
-        let peers: BTreeMap<_, _> = relayed.map(|key| (key, wanted.peers[&key].endpoint)).collect();
-        (!peers.is_empty()).then(|| Settling {
+        let moved = wanted.relayed().into_iter().filter(moved);
+        let moved: BTreeMap<_, _> = moved.map(|key| (key, wanted.peers[&key].endpoint)).collect();
+        let mut old = self.settling.take();
+        if let Some(old) = &mut old {
+            old.peers
+                .retain(|key, at| wanted.peers.get(key).is_some_and(|p| p.endpoint == *at));
+        }
+        if moved.is_empty() {
+            return old;
+        }
+        let mut peers = old.map(|old| old.peers).unwrap_or_default();
+        peers.extend(moved);
+        Some(Settling {
             peers,
             wait: SETTLING[0],
             next: Instant::now() + SETTLING[0],
@@ -278,12 +289,7 @@ impl Tunnel {
 
     /// Answers which peers are new and can be called.
     async fn apply(&mut self, wanted: WireGuardDevice) -> io::Result<Vec<x25519::PublicKey>> {
-        let settling = self.newly_relayed(&wanted);
-        if let Some(old) = &mut self.settling {
-            old.peers
-                .retain(|key, at| wanted.peers.get(key).is_some_and(|p| p.endpoint == *at));
-        }
-        self.settling = settling.or(self.settling.take());
+        self.settling = self.settling(&wanted);
         if let Some(live) = &self.live
             && (&live.wanted.name, live.wanted.port) != (&wanted.name, wanted.port)
         {
@@ -357,6 +363,13 @@ fn peer(key: &PublicKey, wanted: &WireGuardPeer) -> Peer {
     peer
 }
 
+/// Has a peer called there. Its keepalive is to be set afterwards: one that is turned on is sent at once, and the peer
+/// answers to where it comes from.
+fn call_at(peer: &mut PeerMut, endpoint: SocketAddr) {
+    peer.set_endpoint(Some(endpoint));
+    peer.set_keepalive(None);
+}
+
 fn bytes(mtu: u32) -> u16 {
     u16::try_from(mtu).unwrap_or(u16::MAX)
 }
@@ -402,21 +415,16 @@ impl Live {
         if strayed.is_empty() {
             return Ok(());
         }
-        // A keepalive that is turned on is sent at once.
-        for on in [false, true] {
-            let done = self.device.write(async |device| {
-                for (key, at, keepalive) in &strayed {
-                    device
-                        .modify_peer(key, |peer| {
-                            peer.set_endpoint(Some(*at));
-                            peer.set_keepalive((on && *keepalive > 0).then_some(*keepalive));
-                        })
-                        .await;
-                }
-            });
-            done.await.map_err(io::Error::other)?;
-        }
-        Ok(())
+        let called = self.device.write(async |device| {
+            for (key, at, keepalive) in strayed {
+                device.modify_peer(&key, |peer| call_at(peer, at)).await;
+                let keepalive = (keepalive > 0).then_some(keepalive);
+                device
+                    .modify_peer(&key, |peer| peer.set_keepalive(keepalive))
+                    .await;
+            }
+        });
+        called.await.map_err(io::Error::other)
     }
 
     /// Addresses are taken from peers before others get them.
@@ -448,10 +456,8 @@ impl Live {
                             if before.address != new.address {
                                 peer.clear_allowed_ips();
                             }
-                            // A keepalive that is turned on is sent at once, and the peer answers to where it comes from.
                             if before.endpoint != new.endpoint {
-                                peer.set_endpoint(Some(new.endpoint));
-                                peer.set_keepalive(None);
+                                call_at(peer, new.endpoint);
                             }
                         })
                         .await;
