@@ -98,6 +98,16 @@ fn name_in(chain_pem: &str) -> String {
     CertificateInfo::read(&leaf).unwrap().member
 }
 
+/// The stream of member fra-1, whose words are the test's own.
+async fn fra_1(hub: &mut Hub) -> RawMember {
+    let ca = hub.authority.certificate_pem().to_owned();
+    let raw = RawMember::connect(hub.address, &ca, Some(&hub.identity("fra-1")), hello())
+        .await
+        .unwrap();
+    hub.connected("fra-1").await;
+    raw
+}
+
 #[tokio::test]
 async fn a_replayed_token_is_worth_nothing() {
     let hub = Hub::start().await;
@@ -209,10 +219,7 @@ async fn a_message_too_large_ends_the_stream_of_who_sent_it() {
     let mut hub = Hub::start().await;
     let mut bystander = Bystander::start(&mut hub).await;
     let ca = hub.authority.certificate_pem().to_owned();
-    let raw = RawMember::connect(hub.address, &ca, Some(&hub.identity("fra-1")), hello())
-        .await
-        .unwrap();
-    hub.connected("fra-1").await;
+    let raw = fra_1(&mut hub).await;
     raw.say(member_message::Message::Nack(proto::Nack {
         nonce: 1,
         reason: "x".repeat(5 << 20),
@@ -236,11 +243,7 @@ async fn a_message_too_large_ends_the_stream_of_who_sent_it() {
 async fn a_report_without_end_ends_the_stream() {
     let mut hub = Hub::start().await;
     let mut bystander = Bystander::start(&mut hub).await;
-    let ca = hub.authority.certificate_pem().to_owned();
-    let raw = RawMember::connect(hub.address, &ca, Some(&hub.identity("fra-1")), hello())
-        .await
-        .unwrap();
-    hub.connected("fra-1").await;
+    let raw = fra_1(&mut hub).await;
     let node = format!(r#"{{"name":"n","message":"{}"}}"#, "x".repeat(1000)).into_bytes();
     let part = |first| proto::MemberMessage {
         message: Some(member_message::Message::Report(proto::ReportPart {
@@ -374,11 +377,7 @@ async fn a_crowd_of_strangers_and_a_member_of_many_connections_displace_themselv
 async fn a_member_that_talks_without_end_delays_nobody() {
     let mut hub = Hub::start().await;
     let mut bystander = Bystander::start(&mut hub).await;
-    let ca = hub.authority.certificate_pem().to_owned();
-    let raw = RawMember::connect(hub.address, &ca, Some(&hub.identity("fra-1")), hello())
-        .await
-        .unwrap();
-    hub.connected("fra-1").await;
+    let raw = fra_1(&mut hub).await;
     let talking = tokio::spawn(async move {
         loop {
             raw.say(member_message::Message::Ack(proto::Ack {
